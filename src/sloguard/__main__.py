@@ -1,0 +1,5 @@
+"""`python -m sloguard` is `sloguard`."""
+
+from sloguard.cli.app import main
+
+main()

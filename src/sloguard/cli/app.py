@@ -1,0 +1,65 @@
+"""The `sloguard` command: registers one short file a command and turns errors of the user into one line."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from sloguard import __version__
+from sloguard.cli import bench, classify, doctor, tune
+from sloguard.errors import SloguardError
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="sloguard",
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="LLM serving that keeps its latency promises: tune vLLM under SLOs, measure honestly, explain crashes.",
+)
+for module in (tune, bench, classify, doctor):
+    app.command(module.__name__.rpartition(".")[2])(module.command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sloguard {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Options of `sloguard` itself."""
+
+
+def main() -> None:
+    """Exit codes: 0 done, 2 bad input or a fault of the machine, 3 nothing feasible (`tune`), 130 interrupted."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except typer.TyperException as error:
+        _fail(f"{error.format_message()} Try --help.", EXIT_BAD_INPUT)
+    except SloguardError as error:
+        _fail(str(error), EXIT_BAD_INPUT)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted. What was finished is on disk; `tune --resume` goes on from there.", EXIT_INTERRUPTED)
+    sys.exit(code or 0)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM takes the way of Ctrl-C, so that engines are stopped on both."""
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"sloguard: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201 - the one line an error is
+    sys.exit(code)

@@ -1,0 +1,55 @@
+"""The live view of a study: a bar with trial, phase and incumbent, and a line for each finished trial."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from sloguard.optim.base import Goal, best
+from sloguard.report.tables import score_text, trial_line
+from sloguard.study.runner import Proposal
+from sloguard.trial import Crashed, Trial
+
+
+class StudyProgress:
+    """Writes to stderr; the bar shows only on a terminal, the lines always, neither when `quiet`."""
+
+    def __init__(self, goal: Goal, budget: int, trials: Sequence[Trial], quiet: bool) -> None:
+        self._goal, self._trials = goal, list(trials)
+        self._console = Console(stderr=True, quiet=quiet, soft_wrap=False)
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bar = Progress(*columns, console=self._console, disable=quiet or not self._console.is_terminal)
+        self._task = self._bar.add_task("", total=budget, completed=len(trials))
+        self._phase = ""
+
+    def __enter__(self) -> Self:
+        if self._trials:
+            self._console.print(f"resuming after trial {len(self._trials)}")
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def starting(self, number: int, proposal: Proposal) -> None:
+        for avoided in proposal.avoided:
+            self._console.print(f"      [cyan]avoided[/]    {avoided.reason}", highlight=False)
+        self._show(f"trial {number}")
+
+    def phase(self, phase: str) -> None:
+        self._show(f"trial {len(self._trials) + 1} {phase}")
+
+    def finished(self, trial: Trial) -> None:
+        self._trials.append(trial)
+        self._console.print(trial_line(trial, self._goal), overflow="ellipsis", no_wrap=True, highlight=False)
+        self._bar.update(self._task, completed=len(self._trials))
+
+    def _show(self, what: str) -> None:
+        incumbent = best(self._trials, self._goal)
+        held = f"best {score_text(self._goal.score(incumbent), self._goal)} (trial {incumbent.number})" if incumbent else "no feasible yet"
+        crashed = sum(isinstance(t.outcome, Crashed) for t in self._trials)
+        self._bar.update(self._task, description=f"{what} | {held} | {crashed} crashed")

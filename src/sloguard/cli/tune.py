@@ -1,0 +1,147 @@
+"""`sloguard tune`: find the engine configuration that keeps the SLOs with the highest goodput."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sloguard import __version__
+from sloguard.cli.options import api_key_from, parse_engine_args
+from sloguard.cli.progress import StudyProgress
+from sloguard.errors import SpecError
+from sloguard.optim.base import Goal
+from sloguard.report.files import write_text_atomic
+from sloguard.report.tables import study_report
+from sloguard.space.flags import to_flags, to_yaml
+from sloguard.study.build import build_study
+from sloguard.study.log import StudyLog
+from sloguard.study.results import Results
+from sloguard.study.runner import Study, run_study
+from sloguard.study.spec import StudySpec
+from sloguard.trial import Config, Trial, Value
+
+EXIT_INFEASIBLE = 3
+
+
+def command(
+    model: Annotated[str, typer.Option(help="Model name or path, as the engine takes it.")],
+    out: Annotated[Path, typer.Option(help="Directory of the study: log, summary, best config, engine logs.")],
+    engine: Annotated[str, typer.Option(help="vllm | sim | endpoint, or your own as package.module:Class.")] = "vllm",
+    gpu: Annotated[str | None, typer.Option(help="GPU, e.g. A100-40GB. Needed by sim; detected for vllm.")] = None,
+    tensor_parallel: Annotated[int, typer.Option(min=1, help="GPUs the model is split over.")] = 1,
+    optimizer: Annotated[str, typer.Option(help="random | tpe | tba | tba-tpe | constrained-bo, or your own.")] = "tba-tpe",
+    budget: Annotated[int, typer.Option(help="Trials in all; each is one engine start.")] = 15,
+    seed: Annotated[int, typer.Option(help="Of arrivals, prompts and proposals.")] = 0,
+    slo_ttft_p99: Annotated[float | None, typer.Option(help="Limit on p99 time to first token, ms.")] = None,
+    slo_itl_p99: Annotated[float | None, typer.Option(help="Limit on p99 inter-token latency, ms.")] = None,
+    slo_tpot_p99: Annotated[float | None, typer.Option(help="Limit on p99 time per output token, ms.")] = None,
+    slo_latency_p99: Annotated[float | None, typer.Option(help="Limit on p99 end-to-end latency, ms.")] = None,
+    objective: Annotated[str, typer.Option(help="goodput (tokens/s, maximised) | latency (mean, minimised).")] = "goodput",
+    space: Annotated[str, typer.Option(help="vllm | paper8 | a TOML file of knobs.")] = "vllm",
+    workload: Annotated[str, typer.Option(help="interactive | batch | bursty | a trace file.")] = "interactive",
+    request_rate: Annotated[float | None, typer.Option(help="Requests per second offered; the workload's own if absent.")] = None,
+    num_requests: Annotated[int | None, typer.Option(help="Requests per trial; the workload's own if absent.")] = None,
+    engine_arg: Annotated[list[str] | None, typer.Option(metavar="K=V", help="Engine argument pinned in every trial.")] = None,
+    engine_python: Annotated[str | None, typer.Option(help="Python that has vLLM; this one if absent.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="Running server, for --engine endpoint.")] = None,
+    api_key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the API key.")] = None,
+    default: Annotated[bool, typer.Option(help="Try the engine's default config first.")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the study in --out.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> int:
+    """Restarts the engine with candidate configs, learns from crashes, ends with the best that keeps the SLOs.
+
+    Exit code: 0 with a feasible config, 3 with none, 2 on bad input.
+
+    Example: `sloguard tune --engine sim --gpu A100-40GB --model Qwen/Qwen2-1.5B --slo-ttft-p99 500 --out study`
+    """
+    limits_ms = {"ttft": slo_ttft_p99, "itl": slo_itl_p99, "tpot": slo_tpot_p99, "e2el": slo_latency_p99}
+    spec = StudySpec(
+        engine=engine,
+        model=model,
+        optimizer=optimizer,
+        budget=budget,
+        seed=seed,
+        slo_p99_s={name: ms / 1000 for name, ms in limits_ms.items() if ms is not None},
+        objective=objective,
+        space=space,
+        workload=workload,
+        request_rate=request_rate,
+        num_requests=num_requests,
+        gpu=gpu,
+        tensor_parallel=tensor_parallel,
+        base_url=base_url,
+        engine_python=engine_python,
+        engine_args=parse_engine_args(engine_arg or ()),
+        try_default=default,
+    )
+    log = StudyLog(out)
+    _check_target(log, resume)
+    study = build_study(spec, api_key_from(api_key_env))
+    started_s = time.monotonic()
+    with log.writer():
+        _open(log, spec, study)
+        trials = log.trials()
+        with StudyProgress(Goal(spec.objective), spec.budget, trials, quiet=as_json) as progress:
+            for trial in run_study(study, log, spec.budget, progress.starting, progress.phase):
+                progress.finished(trial)
+        results = Results(log.trials(), Goal(spec.objective), spec.try_default)
+        summary = _write_results(out, spec, results, time.monotonic() - started_s)
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+    else:
+        progress.console.print(study_report(results, _serve_command(spec, results.best), spec.engine == "sim"))
+        progress.console.print(f"Everything is in {out}/ (study.jsonl, summary.json, best.yaml, trials/).")
+    return 0 if results.best else EXIT_INFEASIBLE
+
+
+def _check_target(log: StudyLog, resume: bool) -> None:
+    """Before anything slow: an existing study is never overwritten, and a resumed one must be readable."""
+    if log.directory.exists() and not log.directory.is_dir():
+        raise SpecError("--out", str(log.directory), "is a file", "Give a directory; it is made if it doesn't exist.")
+    if not log.exists():
+        return
+    if not resume:
+        fix = "Add --resume to go on with it, or choose another directory."
+        raise SpecError("--out", str(log.directory), "already holds a study", fix)
+    log.trials()
+
+
+def _open(log: StudyLog, spec: StudySpec, study: Study) -> None:
+    """Writes the header of a new study; holds an old one's against `spec`. Raises SpecError where they differ."""
+    if not log.exists():
+        header = {"spec": spec.to_json(), "spec_digest": spec.digest, "sloguard": __version__}
+        log.append_header({**header, "engine": study.engine.describe()})
+        return
+    recorded = log.header()["spec"]
+    for name in spec.differs_from(recorded):
+        mine = spec.to_json()[name]
+        fix = "Resume with the same options, or start a new study in another directory."
+        raise SpecError(name, mine, f"the study in {log.directory} was made with {recorded.get(name)!r}", fix)
+
+
+def _write_results(out: Path, spec: StudySpec, results: Results, wall_s: float) -> dict[str, object]:
+    summary = results.to_json(wall_s)
+    write_text_atomic(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    if results.best:
+        fixed = {"model": spec.model, **_fixed(spec)}
+        write_text_atomic(out / "best.yaml", to_yaml(results.best.overrides, fixed))
+    else:
+        (out / "best.yaml").unlink(missing_ok=True)
+    return summary
+
+
+def _serve_command(spec: StudySpec, best: Trial | None) -> list[str]:
+    """What a user types to run the best config."""
+    if best is None:
+        return []
+    return ["vllm", "serve", spec.model, *to_flags(Config({**_fixed(spec), **best.overrides}))]
+
+
+def _fixed(spec: StudySpec) -> dict[str, Value]:
+    split = {"tensor_parallel_size": spec.tensor_parallel} if spec.tensor_parallel > 1 else {}
+    return {**split, **spec.engine_args}

@@ -1,0 +1,179 @@
+"""One contract judges the simulator's timelines and the wire's alike.
+
+Two kinds of promise, never mixed: a per-request SLO (`StageSLO`) is held against one request (`judge_request`);
+a population limit such as p99(TTFT) <= 500 ms is held against a whole run (`Contract.judge`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sloguard.request import End, Timeline, mean_tpot_s
+from sloguard.slo import Judgement, StageSLO, TpotRule, worst
+
+DEADLINE_CHECK_TOKENS = 10  # SLOs-Serve checks the cumulative deadline every 10 tokens ...
+DEADLINE_TOLERANCE = 1.05  # ... and allows 5 % beyond it
+
+
+class Metric(StrEnum):
+    TTFT = "ttft"
+    TPOT = "tpot"
+    ITL = "itl"
+    E2EL = "e2el"
+
+
+def samples_s(timelines: Sequence[Timeline], metric: Metric) -> NDArray[np.float64]:
+    """[n] the metric over completed requests (over all gaps of all of them for ITL), in seconds."""
+    done = [t for t in timelines if t.end is End.COMPLETED]
+    if metric is Metric.ITL:
+        return np.concatenate([t.itl_s for t in done]) if done else np.empty(0)
+    values = [getattr(t, f"{metric}_s") for t in done]
+    return np.array([v for v in values if v is not None], dtype=np.float64)
+
+
+def percentile(sorted_values: NDArray[np.float64], q: float) -> float:
+    """Linear-interpolated percentile (0 <= q <= 100) of sorted values [n >= 1]; infinite values are allowed."""
+    position = (len(sorted_values) - 1) * q / 100
+    low = int(position)
+    weight = position - low
+    below, above = float(sorted_values[low]), float(sorted_values[min(low + 1, len(sorted_values) - 1)])
+    return below if weight == 0 or below == above else below + weight * (above - below)  # inf - inf would be nan
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A population limit: the `quantile`-th percentile of `metric` over the run stays at or below `limit_s`."""
+
+    metric: Metric
+    quantile: float
+    limit_s: float
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.quantile <= 100 and 0 < self.limit_s < np.inf):
+            raise ValueError(f"a limit needs a quantile of 0 to 100 and a positive number of seconds, not {self}")
+
+    def __str__(self) -> str:
+        return f"p{self.quantile:g}({self.metric.upper()}) <= {self.limit_s * 1000:g} ms"
+
+    def measure(self, timelines: Sequence[Timeline]) -> float | None:
+        """The percentile in seconds; None where nothing could be measured.
+
+        A request that did not complete counts as infinitely late, so that a server can't pass by dropping work. For
+        ITL it counts once for each gap it should have had, or lost requests would vanish among thousands of gaps.
+        """
+        values = samples_s(timelines, self.metric)
+        lost = sum(self._samples_of(t) for t in timelines if t.end is not End.COMPLETED)
+        if not len(values) and not lost:
+            return None
+        return percentile(np.sort(np.concatenate([values, np.full(lost, np.inf)])), self.quantile)
+
+    def _samples_of(self, timeline: Timeline) -> int:
+        """How many samples a request gives when it completes."""
+        return max(1, timeline.request.output_tokens - 1) if self.metric is Metric.ITL else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One limit held against one run. `measured_s` is None where nothing was measured, inf where requests were lost."""
+
+    limit: Limit
+    measured_s: float | None
+    judgement: Judgement
+
+    @property
+    def excess(self) -> float:
+        """log(measured / limit): dimensionless, <= 0 when met, inf when unknown or lost."""
+        if self.measured_s is None or self.measured_s == np.inf:
+            return float("inf")
+        return float(np.log(max(self.measured_s, 1e-9) / self.limit.limit_s))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    checks: tuple[Check, ...]
+    completed: int
+
+    @property
+    def judgement(self) -> Judgement:
+        served = Judgement.MET if self.completed else Judgement.UNKNOWN
+        return worst([served, *(check.judgement for check in self.checks)])
+
+    @property
+    def met(self) -> bool:
+        return self.judgement is Judgement.MET
+
+    @property
+    def binding(self) -> Check | None:
+        """The check with the least room."""
+        return max(self.checks, key=lambda check: check.excess, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What a whole run must keep. Without limits it is met by any run in which at least one request completed."""
+
+    limits: tuple[Limit, ...] = ()
+
+    def judge(self, timelines: Sequence[Timeline]) -> Verdict:
+        checks = tuple(self._check(limit, timelines) for limit in self.limits)
+        return Verdict(checks, sum(t.end is End.COMPLETED for t in timelines))
+
+    @staticmethod
+    def _check(limit: Limit, timelines: Sequence[Timeline]) -> Check:
+        measured_s = limit.measure(timelines)
+        if measured_s is None:
+            return Check(limit, None, Judgement.UNKNOWN)
+        return Check(limit, measured_s, Judgement.MET if measured_s <= limit.limit_s else Judgement.MISSED)
+
+
+def judge_request(timeline: Timeline, rule: TpotRule = TpotRule.MEAN) -> Judgement:
+    """Holds every stage of one request against its own SLO.
+
+    A request that did not complete has missed. One whose tokens are fewer than its stages is unknown.
+    """
+    if timeline.end is not End.COMPLETED:
+        return Judgement.MISSED
+    stages = timeline.request.stages
+    dues = timeline.stage_due_s or (timeline.due_s,)
+    if len(dues) != len(stages) or not timeline.output_tokens:
+        return Judgement.UNKNOWN
+    found: list[Judgement] = []
+    start = 0
+    for index, (stage, due_s) in enumerate(zip(stages, dues, strict=True)):
+        last = index == len(stages) - 1
+        end = timeline.output_tokens if last else start + stage.output_tokens
+        found.append(_judge_stage(stage.slo, due_s, timeline.token_s[start:end], rule))
+        start = end
+    return worst(found)
+
+
+def _judge_stage(slo: StageSLO, due_s: float, token_s: NDArray[np.float64], rule: TpotRule) -> Judgement:
+    if not len(token_s) or slo.ttft_slowdown is not None:
+        return Judgement.UNKNOWN
+    if slo.ttft_s is not None and token_s[0] - due_s > slo.ttft_s:
+        return Judgement.MISSED
+    if slo.e2el_s is not None and token_s[-1] - due_s > slo.e2el_s:
+        return Judgement.MISSED
+    if slo.tpot_s is not None and not _keeps_pace(token_s, due_s, slo, rule):
+        return Judgement.MISSED
+    return Judgement.MET
+
+
+def _keeps_pace(token_s: NDArray[np.float64], due_s: float, slo: StageSLO, rule: TpotRule) -> bool:
+    """Whether tokens [n] kept the stage's TPOT; a single token has no pace to miss."""
+    assert slo.tpot_s is not None
+    if len(token_s) < 2:
+        return True
+    if rule is TpotRule.MEAN:
+        return (mean_tpot_s(token_s) or 0.0) <= slo.tpot_s
+    if rule is TpotRule.MAX_GAP:
+        return float(np.max(np.diff(token_s))) <= slo.tpot_s
+    start_s = max(due_s + (slo.ttft_s or 0.0), float(token_s[0]))
+    k = np.arange(DEADLINE_CHECK_TOKENS, len(token_s), DEADLINE_CHECK_TOKENS)
+    k = np.append(k, len(token_s) - 1)
+    return bool(np.all(token_s[k] - start_s <= k * slo.tpot_s * DEADLINE_TOLERANCE))

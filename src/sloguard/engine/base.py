@@ -1,0 +1,107 @@
+"""What every engine does: run one configuration under one list of requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from sloguard.perf.gpus import GpuFacts
+from sloguard.perf.model_shape import ModelShape
+from sloguard.request import Request, Timeline
+from sloguard.trial import Config, Value
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One engine start and one load. `effective` holds the knobs that the engine says it runs with, where it says so.
+
+    `cost_s` is start-up, load and stop together: virtual seconds on a simulated engine, wall clock on a real one.
+    """
+
+    timelines: list[Timeline]
+    startup_s: float
+    cost_s: float
+    effective: dict[str, Value] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """All in seconds. The first start of a model compiles and loads weights, so it is given longer."""
+
+    request_s: float = 60.0
+    trial_s: float = 180.0
+    server_start_s: float = 120.0
+    first_start_s: float = 900.0
+    preflight_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSetup:
+    """What any engine may be built from (`from_setup`); each takes what it needs and rejects what it can't honour.
+
+    `fixed` are engine arguments that the user pinned (underscored names): they are part of every start and not tuned.
+    """
+
+    model: str
+    gpu: str | None = None
+    tensor_parallel: int = 1
+    seed: int = 0
+    fixed: Mapping[str, Value] = field(default_factory=dict)
+    python: str | None = None
+    base_url: str | None = None
+    api_key: str | None = None
+    timeouts: Timeouts = Timeouts()
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Where the engine runs: what the space and the memory guard need to know. None is unknown.
+
+    `offered` are the flags that the installed vLLM's own command line has; `gpu` is None on a CPU build. An engine that
+    is not `tunable` (a server that somebody else runs) has an empty space.
+    """
+
+    device: Literal["cuda", "cpu"] = "cuda"
+    tunable: bool = True
+    version: tuple[int, int, int] | None = None
+    offered: frozenset[str] | None = None
+    gpu: GpuFacts | None = None
+    model: ModelShape | None = None
+    tensor_parallel: int = 1
+
+
+OnPhase = Callable[[str], None]
+
+
+def ignore_phase(phase: str) -> None:
+    """The `on_phase` of a caller that doesn't watch."""
+
+
+class Engine(Protocol):
+    """A thing that can run a config. Raises `EngineCrash` when the engine fails, `SpecError` when the user's input is
+    why; anything else is a bug.
+    """
+
+    def default_config(self) -> Config:
+        """The engine's own defaults for the knobs of the space being tuned; no override at all is `Config()`."""
+        ...
+
+    def run(
+        self, config: Config, requests: Sequence[Request], trial_dir: Path, on_phase: OnPhase = ignore_phase
+    ) -> Run:
+        """Starts the engine with `config`, offers `requests` at their arrival times, stops the engine.
+
+        Logs and raw results go under `trial_dir`, which exists and is empty. `on_phase` is told "starting", "loading"
+        (with figures, where there are any) and "stopping" as they begin.
+        """
+        ...
+
+    def facts(self) -> Facts:
+        """Where it runs. May start short-lived processes to find out."""
+        ...
+
+    def describe(self) -> dict[str, str]:
+        """What a study's header records of the engine: kind, version, GPU, model."""
+        ...

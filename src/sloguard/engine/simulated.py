@@ -1,0 +1,191 @@
+"""The simulated engine: vLLM's start-up, memory, scheduling and step times in virtual time. Nothing here is a real GPU.
+
+A run is a function of (seed, config, requests): the same trial gives the same timelines, crash and cost on any machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from sloguard.crash import Evidence
+from sloguard.engine.base import EngineSetup, Facts, OnPhase, Run, Timeouts, ignore_phase
+from sloguard.engine.model_files import find_model_shape
+from sloguard.errors import EngineCrash, SpecError
+from sloguard.perf.batch_time import BatchTime
+from sloguard.perf.coefficients import batch_time, coefficients_for
+from sloguard.perf.gpus import GIB, Gpu, gpu_named
+from sloguard.perf.model_shape import ModelShape
+from sloguard.request import Request, Timeline
+from sloguard.rng import stream
+from sloguard.sched.fcfs import Fcfs
+from sloguard.sched.kv import KvCache
+from sloguard.sim.kernel import Kernel
+from sloguard.sim.memory import weight_bytes
+from sloguard.sim.replica import OnTokens, Replica
+from sloguard.sim.serve import simulate
+from sloguard.sim.settings import Settings, read_settings
+from sloguard.sim.start import Failure, Start, start
+from sloguard.space.vllm import vllm_defaults
+from sloguard.trial import Config, Value
+
+VLLM_VERSION = (0, 32, 0)  # whose defaults, decisions and messages are simulated
+STOP_S = 5.0
+NOISE = 0.02  # spread of step times, between runs of one config and again between steps
+
+
+class SimulatedEngine:
+    """`--engine sim`. `fixed` are the user's own engine arguments; `others_gib` is GPU memory other processes hold.
+
+    `noise` (0 to 0.10) is the relative spread of step times, drawn once a run and once a step. Raises SpecError for a
+    model or GPU that is not known, and for a knob the simulation does not have.
+    """
+
+    def __init__(
+        self,
+        model: ModelShape,
+        gpu: Gpu,
+        tp: int = 1,
+        seed: int = 0,
+        *,
+        fixed: Mapping[str, Value] | None = None,
+        timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
+        noise: float = NOISE,
+        others_gib: float = 0.0,
+    ) -> None:
+        if not 0 <= noise <= 0.1:
+            raise SpecError("noise", noise, "not a share from 0 to 0.10", "Give e.g. 0.02")
+        if tp < 1:
+            raise SpecError("tensor_parallel", tp, "not a number of GPUs", "Give 1 or more")
+        self.model, self.gpu, self.tp, self.seed = model, gpu, tp, seed
+        self.timeouts, self.noise = timeouts, noise
+        self._others_bytes = int(others_gib * GIB)
+        self._fixed = dict(fixed or {})
+        self._defaults = _defaults(model, gpu, self._fixed)
+        read_settings(self._defaults)
+
+    @classmethod
+    def from_setup(cls, setup: EngineSetup) -> SimulatedEngine:
+        if setup.gpu is None:
+            raise SpecError("gpu", None, "a simulated engine needs a GPU to simulate", "Name one, e.g. --gpu A100-40GB")
+        return cls(
+            find_model_shape(setup.model),
+            gpu_named(setup.gpu),
+            setup.tensor_parallel,
+            setup.seed,
+            fixed=setup.fixed,
+            timeouts=setup.timeouts,
+        )
+
+    def default_config(self) -> Config:
+        """What vLLM runs on this GPU when nothing is asked, beside the arguments the user fixed."""
+        return self._defaults
+
+    def facts(self) -> Facts:
+        return Facts(version=VLLM_VERSION, gpu=self.gpu, model=self.model, tensor_parallel=self.tp)
+
+    def describe(self) -> dict[str, str]:
+        return {
+            "engine": "sim",
+            "simulated": "true",
+            "version": ".".join(map(str, VLLM_VERSION)),
+            "gpu": self.gpu.name,
+            "tensor_parallel": str(self.tp),
+            "model": self.model.name,
+            "step_times": coefficients_for(self.model, self.gpu, self.tp).source,
+            "noise": f"{self.noise:g}",
+        }
+
+    def run(
+        self, config: Config, requests: Sequence[Request], trial_dir: Path, on_phase: OnPhase = ignore_phase
+    ) -> Run:
+        values = self._defaults.replace(**config)
+        settings = read_settings(values)
+        on_phase("starting")
+        # Named by the values that run, so that a knob written out at its default changes nothing.
+        rng = stream(self.seed, "simulated engine", repr(values))
+        begun = start(
+            settings,
+            self.model,
+            self.gpu,
+            self.tp,
+            rng,
+            others_bytes=self._others_bytes,
+            limit_s=self.timeouts.server_start_s,
+        )
+        if begun.failure is not None:
+            raise self._crash(begun, begun.failure, trial_dir)
+        on_phase("loading")
+        timelines = self._serve(settings, begun, requests, rng)
+        on_phase("stopping")
+        cost_s = begun.startup_s + _last_s(timelines) + STOP_S
+        effective = {**values, "kv_cache_tokens": begun.memory.kv_blocks * settings.block_size}
+        return Run(timelines, begun.startup_s, cost_s, effective)
+
+    def _serve(
+        self, settings: Settings, begun: Start, requests: Sequence[Request], rng: np.random.Generator
+    ) -> list[Timeline]:
+        step_time = self._step_time(settings)
+        scale = _jitter(rng, self.noise)
+
+        def replica(kernel: Kernel, on_tokens: OnTokens) -> Replica:
+            kv = KvCache(begun.memory.kv_blocks, settings.block_size, settings.enable_prefix_caching)
+            return Replica(kernel, Fcfs(), settings.limits, kv, step_time, on_tokens, scale)
+
+        return simulate(requests, replica, request_timeout_s=self.timeouts.request_s)
+
+    def _step_time(self, settings: Settings) -> BatchTime:
+        """Fewer bytes of weights or KV are read faster in proportion; the arithmetic stays in 16 bit."""
+        time = batch_time(
+            self.model,
+            self.gpu,
+            self.tp,
+            eager=settings.enforce_eager,
+            graph_sizes=settings.graph_sizes,
+            synchronous=not settings.async_scheduling,
+        )
+        saved_bytes = self.model.weight_bytes - weight_bytes(settings, self.model)
+        saved_s = saved_bytes / self.tp / self.gpu.bandwidth_bytes_s
+        kv_share = 0.5 if settings.kv_cache_dtype.startswith("fp8") else 1.0
+        pieces = tuple(
+            replace(p, base_s=max(0.0, p.base_s - saved_s), kv_token_s=p.kv_token_s * kv_share) for p in time.pieces
+        )
+        return replace(time, pieces=pieces)
+
+    def _crash(self, begun: Start, failure: Failure, trial_dir: Path) -> EngineCrash:
+        log = "\n".join(
+            (f"INFO sloguard simulates vLLM {self.describe()['version']}: this is no real log", *failure.lines)
+        )
+        (trial_dir / "engine.log").write_text(log + "\n", encoding="utf-8")
+        evidence = Evidence(
+            phase=failure.phase,
+            exit_code=None if failure.timed_out else 1,
+            timed_out=failure.timed_out,
+            log_tail=log,
+        )
+        before_s = begun.startup_s if failure.phase == "load" else 0.0
+        return EngineCrash(evidence, before_s + failure.after_s + STOP_S)
+
+
+def _defaults(model: ModelShape, gpu: Gpu, fixed: Mapping[str, Value]) -> Config:
+    own: dict[str, Value] = {
+        "max_model_len": model.max_position,
+        "quantization": None,
+        "max_cudagraph_capture_size": None,
+        "watermark": 0.0,
+    }
+    return Config({**own, **vllm_defaults(VLLM_VERSION, gpu), **fixed})
+
+
+def _jitter(rng: np.random.Generator, spread: float) -> Iterator[float]:
+    run = float(rng.lognormal(0.0, spread))
+    while True:
+        yield from (run * rng.lognormal(0.0, spread, size=1024)).tolist()
+
+
+def _last_s(timelines: Sequence[Timeline]) -> float:
+    """When the load is over: the last thing sent or received."""
+    return max((float(t.token_s[-1]) if len(t.token_s) else t.due_s for t in timelines), default=0.0)

@@ -1,0 +1,46 @@
+"""The errors sloguard raises on purpose.
+
+    SloguardError
+    ├── SpecError      the user's input: names the field, the value and the fix (exit code 2)
+    ├── MissingExtra   an optional dependency is not installed: names the pip extra (exit code 2)
+    ├── LogError       the disk: a study log that can't be read, written or locked (exit code 2)
+    └── EngineCrash    the engine: carries the evidence (`crash.py`); only `study/runner.py` catches it
+
+Anything else that is raised is a bug in sloguard and is left to stop the program.
+"""
+
+from __future__ import annotations
+
+from sloguard.crash import Evidence
+
+
+class SloguardError(Exception):
+    """Root of every error that sloguard raises on purpose."""
+
+
+class SpecError(SloguardError):
+    """The user's input is wrong. Reads as one line: field, value, what is wrong, what to do."""
+
+    def __init__(self, field: str, value: object, problem: str, fix: str) -> None:
+        self.field, self.value, self.problem, self.fix = field, value, problem, fix
+        super().__init__(f"{field} = {value!r}: {problem}. {fix}")
+
+
+class MissingExtra(SloguardError):
+    """A feature needs a package that is not installed."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        self.feature, self.extra = feature, extra
+        super().__init__(f"{feature} needs an optional package. Install it with: pip install 'sloguard[{extra}]'")
+
+
+class LogError(SloguardError):
+    """A study log can't be read, written or locked. Names the file, and the line where there is one."""
+
+
+class EngineCrash(SloguardError):  # noqa: N818 - a crash is data here, not a programming error
+    """The engine could not start, or stopped serving. `evidence` is what was seen, `cost_s` the time it took."""
+
+    def __init__(self, evidence: Evidence, cost_s: float = 0.0) -> None:
+        self.evidence, self.cost_s = evidence, cost_s
+        super().__init__(f"engine crashed during {evidence.phase}")

@@ -1,0 +1,111 @@
+"""What every optimizer does: propose the next config from the log alone.
+
+Optimizers keep no state. A resumed study therefore equals an uninterrupted one: same log, same seed, same proposal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from sloguard.space.space import Space
+from sloguard.trial import Config, Crashed, Measured, Refused, Trial
+
+CRASH_VIOLATION = 10.0  # above any miss: excess() is capped below it
+MISS_CAP = 5.0  # log(measured / limit) = 5 is a miss by a factor of 148; beyond that, worse is not more informative
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What is optimised: `goodput` (token goodput, maximised) or `latency` (mean end-to-end latency, minimised)."""
+
+    objective: str = "goodput"
+
+    def score(self, trial: Trial) -> float | None:
+        """The objective as a number to maximise; None unless the trial was measured and has it."""
+        if not isinstance(trial.outcome, Measured):
+            return None
+        summary = trial.outcome.summary
+        if self.objective == "goodput":
+            return summary.token_goodput
+        return None if summary.e2el_s.mean is None else -summary.e2el_s.mean
+
+
+def taught(history: Sequence[Trial]) -> list[Trial]:
+    """The trials an optimizer may learn from: a fault of the environment says nothing about its config."""
+    return [t for t in history if not (isinstance(t.outcome, Crashed) and t.outcome.crash.environment)]
+
+
+def constraints(trial: Trial) -> tuple[float, ...]:
+    """Dimensionless, one per SLO then one for the crash; <= 0 is met. A run that did not happen violates all."""
+    if isinstance(trial.outcome, Measured):
+        checks = trial.outcome.verdict.checks
+        served = 0.0 if trial.outcome.verdict.completed else MISS_CAP
+        return (*(min(check.excess, MISS_CAP) for check in checks), served)
+    return (CRASH_VIOLATION,)
+
+
+def violation(trial: Trial) -> float:
+    """0 when feasible, else the sum of relative misses; a crash or refusal is worse than any miss."""
+    if isinstance(trial.outcome, Crashed | Refused):
+        return CRASH_VIOLATION
+    return min(sum(max(0.0, c) for c in constraints(trial)), CRASH_VIOLATION - 1.0)
+
+
+def best(history: Sequence[Trial], goal: Goal) -> Trial | None:
+    """The feasible trial with the highest score; the earliest of equals."""
+    scored = [(goal.score(t), t) for t in history if t.feasible]
+    known = [(score, t) for score, t in scored if score is not None]
+    return max(known, key=lambda pair: (pair[0], -pair[1].number))[1] if known else None
+
+
+def place(trial: Trial, space: Space) -> Config:
+    """Where in `space` a trial lies: its config, completed by what the engine said it ran with, and clipped.
+
+    A config that leaves knobs to the engine (`Config()` is its default) is thereby a point like any other, where the
+    engine told; what it didn't tell stays missing.
+    """
+    return space.activate(_ran(trial, space))
+
+
+def tried(history: Sequence[Trial], space: Space) -> set[Config]:
+    """The configs that need no second try. Faults of the environment are for the runner to retry, so they count."""
+    ran = {_ran(trial, space) for trial in history}
+    return {trial.config for trial in history} | {
+        space.activate(c) for c in ran if space.activate(c).items() <= c.items()
+    }
+
+
+def _ran(trial: Trial, space: Space) -> Config:
+    effective = trial.outcome.effective if isinstance(trial.outcome, Measured) else {}
+    return Config({**{k: v for k, v in effective.items() if k in space.names}, **trial.config})
+
+
+class Exhausted(Exception):  # noqa: N818 - the end of a finite space is an answer, not an error
+    """No config is left whose repaired form was not tried."""
+
+
+class Optimizer(Protocol):
+    """A function of the log. `history` may hold only crashes, or nothing; its first trial may lie outside the space."""
+
+    def propose(self, history: Sequence[Trial], rng: np.random.Generator) -> Config:
+        """A config inside the space whose repaired form is not in `history`. Raises `Exhausted` where there is none.
+
+        Deterministic for equal `history` and `rng` state.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What an optimizer is built with: the space, the goal, how many trials it will get in all, and how a proposal is
+    repaired before it runs (deterministic, idempotent, ends inside the space).
+    """
+
+    space: Space
+    goal: Goal
+    budget: int
+    repair: Callable[[Config], Config]

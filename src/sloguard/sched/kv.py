@@ -1,0 +1,137 @@
+"""Paged KV memory with a prefix cache, block for block as vLLM v1 keeps it (vllm/v1/core, 0.32).
+
+allocate   blocks are reserved when a step is scheduled, before it runs; a block is cached once it is full
+look up    only full blocks hit, from the first on without a gap; the last known token is always recomputed
+free       a cached block whose last user leaves stays in memory, least recently used first to be overwritten,
+           a request's last block before its first; blocks that were never cached are reused before those
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+
+from sloguard.sched.job import Job
+
+_NO_BLOCKS: list[int] = []
+
+
+class KvCache:
+    """`blocks` blocks of `block_tokens` tokens. Every method is O(blocks touched)."""
+
+    def __init__(self, blocks: int, block_tokens: int = 16, prefix_caching: bool = True) -> None:
+        if blocks < 1 or block_tokens < 1:
+            raise ValueError(f"a KV cache needs at least one block of one token, not {blocks} of {block_tokens}")
+        self.blocks = blocks
+        self.block_tokens = block_tokens
+        self.prefix_caching = prefix_caching
+        self._blank = list(range(blocks))
+        self._idle: OrderedDict[int, None] = OrderedDict()  # cached and unused, oldest first
+        self._users = [0] * blocks
+        self._key_of: dict[int, Hashable] = {}
+        self._cached: dict[Hashable, list[int]] = {}
+        self._held: dict[str, list[int]] = {}
+        self._keyed: dict[str, int] = {}  # how many of a job's blocks are cached under their keys
+
+    @property
+    def free_blocks(self) -> int:
+        return len(self._blank) + len(self._idle)
+
+    @property
+    def capacity_tokens(self) -> int:
+        return self.blocks * self.block_tokens
+
+    def held_blocks(self, job: Job) -> int:
+        return len(self._held.get(job.id, _NO_BLOCKS))
+
+    def cached_tokens(self, job: Job) -> int:
+        """Tokens of `job` that needn't be computed: whole blocks, and never its last known token."""
+        return len(self._hits(job)) * self.block_tokens
+
+    def admit(self, job: Job, cached_tokens: int, tokens: int, *, whole: bool = True, spare_blocks: int = 0) -> bool:
+        """Takes `cached_tokens` (as `cached_tokens(job)` said) from the cache and room for `tokens` more.
+
+        With `whole`, only if all known tokens of the job would fit (vLLM's `scheduler_reserve_full_isl`), and only if
+        `spare_blocks` then stay free. False, and nothing has changed, where memory does not suffice.
+        """
+        hits = self._hits(job)[: cached_tokens // self.block_tokens]
+        woken = sum(not self._users[block] for block in hits)  # idle blocks in use again are no longer free
+        size = job.known_tokens if whole else cached_tokens + tokens
+        if self._blocks_for(size) - len(hits) + woken + spare_blocks > self.free_blocks:
+            return False
+        for block in hits:
+            if not self._users[block]:
+                del self._idle[block]
+            self._users[block] += 1
+        self._held[job.id] = hits
+        self._keyed[job.id] = len(hits)
+        self._extend(job, cached_tokens + tokens)
+        return True
+
+    def grow(self, job: Job, tokens: int) -> bool:
+        """Room for `tokens` beyond the computed ones of a running job. False, and nothing has changed, without it."""
+        size = job.computed_tokens + tokens
+        missing = -(-size // self.block_tokens) - len(self._held[job.id])
+        if not missing and size % self.block_tokens:  # most decodes: no block is needed and none is filled
+            return True
+        if missing > len(self._blank) + len(self._idle):
+            return False
+        self._extend(job, size)
+        return True
+
+    def release(self, job: Job) -> None:
+        """The job leaves memory; what it cached stays until it is overwritten."""
+        for block in reversed(self._held.pop(job.id)):
+            self._users[block] -= 1
+            if self._users[block]:
+                continue
+            if block in self._key_of:
+                self._idle[block] = None
+            else:
+                self._blank.append(block)
+        del self._keyed[job.id]
+
+    def _blocks_for(self, tokens: int) -> int:
+        return -(-tokens // self.block_tokens)
+
+    def _extend(self, job: Job, size: int) -> None:
+        held = self._held[job.id]
+        for _ in range(self._blocks_for(size) - len(held)):
+            block = self._blank.pop() if self._blank else self._overwrite()
+            self._users[block] = 1
+            held.append(block)
+        if self.prefix_caching:
+            full = min(size, job.known_tokens) // self.block_tokens
+            if full > self._keyed[job.id]:
+                self._cache(job, held, full)
+
+    def _cache(self, job: Job, held: list[int], full: int) -> None:
+        for index in range(self._keyed[job.id], full):
+            key = _key(job, index)
+            self._key_of[held[index]] = key
+            self._cached.setdefault(key, []).append(held[index])
+        self._keyed[job.id] = full
+
+    def _overwrite(self) -> int:
+        block, _ = self._idle.popitem(last=False)
+        key = self._key_of.pop(block)
+        copies = self._cached[key]
+        copies.remove(block)
+        if not copies:
+            del self._cached[key]
+        return block
+
+    def _hits(self, job: Job) -> list[int]:
+        hits: list[int] = []
+        if self.prefix_caching:
+            for index in range((job.known_tokens - 1) // self.block_tokens):
+                copies = self._cached.get(_key(job, index))
+                if copies is None:
+                    break
+                hits.append(copies[0])
+        return hits
+
+
+def _key(job: Job, index: int) -> Hashable:
+    """What block `index` of the job's text holds; beyond the shared prefix a text equals only itself."""
+    return job.prefix_keys[index] if index < len(job.prefix_keys) else (job.stream, index)

@@ -1,0 +1,47 @@
+"""What every scheduling policy is: a function from a view of the engine to the next step's plan."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from sloguard.sched.job import Job
+from sloguard.sched.kv import KvCache
+from sloguard.sched.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The engine's own bounds on a step, named as vLLM names them. A threshold of 0 is none; `watermark` is the share
+    of KV blocks that admission leaves free while others run.
+    """
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    enable_chunked_prefill: bool = True
+    long_prefill_token_threshold: int = 0
+    watermark: float = 0.0
+    scheduler_reserve_full_isl: bool = True  # a prompt is admitted only if all of it fits the free KV blocks
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a policy sees. `running` in order of admission, `waiting` in order of the queue.
+
+    `kv` is live: a policy places its tokens in it in order, because what fits next depends on what was placed before.
+    """
+
+    running: Sequence[Job]
+    waiting: Collection[Job]
+    kv: KvCache
+    limits: Limits
+
+
+class Policy(Protocol):
+    """No clock, no I/O, no randomness: equal views at equal times give equal plans."""
+
+    def plan(self, now_s: float, view: View) -> Plan:
+        """Which tokens run next. Every job in `tokens` has KV room for them; evicted jobs have given theirs back."""
+        ...

@@ -1,0 +1,78 @@
+"""From what was asked for (`StudySpec`) to the parts that do it (`Study`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sloguard.engine import ENGINES
+from sloguard.engine.base import Engine, EngineSetup, Facts
+from sloguard.optim import OPTIMIZERS
+from sloguard.optim.base import Goal, Problem
+from sloguard.registry import load
+from sloguard.request import Request
+from sloguard.space.flags import count_of
+from sloguard.space.repair import RepairContext, refusal, repair
+from sloguard.space.space import Space
+from sloguard.space.vllm import space_for
+from sloguard.study.runner import Study
+from sloguard.study.spec import StudySpec
+from sloguard.trial import Config
+from sloguard.workload.scenarios import build_requests
+
+
+def build_study(spec: StudySpec, api_key: str | None = None) -> Study:
+    """Builds engine, space, guard and optimizer; starts no engine. Raises SpecError or MissingExtra."""
+    requests = build_requests(spec.workload, rate=spec.request_rate, num_requests=spec.num_requests, seed=spec.seed)
+    optimizer_class = load(OPTIMIZERS, spec.optimizer, "--optimizer")
+    engine: Engine = load(ENGINES, spec.engine, "--engine").from_setup(_setup(spec, api_key))
+    facts = engine.facts()
+    space = _space(spec, facts)
+    context = _repair_context(spec, facts, requests)
+    problem = Problem(space, Goal(spec.objective), spec.budget, lambda config: repair(config, space, context).config)
+    return Study(
+        engine=engine,
+        optimizer=optimizer_class(problem),
+        space=space,
+        repair=lambda config: repair(config, space, context),
+        guard=lambda config: refusal(config, space, context),
+        requests=requests,
+        contract=spec.contract,
+        seed=spec.seed,
+        try_default=spec.try_default,
+    )
+
+
+def _setup(spec: StudySpec, api_key: str | None) -> EngineSetup:
+    return EngineSetup(
+        model=spec.model,
+        gpu=spec.gpu,
+        tensor_parallel=spec.tensor_parallel,
+        seed=spec.seed,
+        fixed=spec.engine_args,
+        python=spec.engine_python,
+        base_url=spec.base_url,
+        api_key=api_key,
+    )
+
+
+def _space(spec: StudySpec, facts: Facts) -> Space:
+    """The space asked for, fitted to where it runs, less what the user pinned."""
+    if not facts.tunable:
+        return Space(())
+    max_len = count_of(spec.engine_args.get("max_model_len")) or (facts.model.max_position if facts.model else None)
+    space = space_for(
+        spec.space, version=facts.version, offered=facts.offered, device=facts.device, gpu=facts.gpu, max_len=max_len
+    )
+    return space.without({name: value for name, value in spec.engine_args.items() if name in space.names})
+
+
+def _repair_context(spec: StudySpec, facts: Facts, requests: Sequence[Request]) -> RepairContext:
+    return RepairContext(
+        version=facts.version,
+        model=facts.model,
+        gpu=facts.gpu,
+        tp=spec.tensor_parallel,
+        fixed=Config(spec.engine_args),
+        expected_tokens=sum(r.prompt_tokens + r.output_tokens for r in requests) // len(requests),
+        paper=spec.space == "paper8",
+    )

@@ -1,0 +1,109 @@
+"""What a study came to: `summary.json` for machines, `best.yaml` for `vllm serve --config`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sloguard.contract import Check
+from sloguard.optim.base import Goal, best, violation
+from sloguard.trial import Crashed, Measured, Refused, Trial
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """Figures of a finished or interrupted study, all derived from its log."""
+
+    trials: Sequence[Trial]
+    goal: Goal
+    try_default: bool
+
+    @property
+    def best(self) -> Trial | None:
+        return best(self.trials, self.goal)
+
+    @property
+    def default(self) -> Trial | None:
+        return self.trials[0] if self.try_default and self.trials else None
+
+    @property
+    def closest(self) -> Trial | None:
+        """Where nothing is feasible: the measured trial that misses least."""
+        measured = [t for t in self.trials if isinstance(t.outcome, Measured)]
+        return min(measured, key=lambda t: (violation(t), t.number), default=None)
+
+    @property
+    def feasible(self) -> int:
+        return sum(t.feasible for t in self.trials)
+
+    @property
+    def crashes(self) -> dict[str, int]:
+        """Crashed trials by "category/cause"."""
+        found = (t.outcome.crash for t in self.trials if isinstance(t.outcome, Crashed))
+        return dict(Counter(f"{crash.category}/{crash.cause}" for crash in found))
+
+    @property
+    def wasted_s(self) -> float:
+        """Time that went into trials that crashed."""
+        return sum(t.cost_s for t in self.trials if isinstance(t.outcome, Crashed))
+
+    @property
+    def avoided(self) -> int:
+        """Configs that the guard kept from crashing an engine."""
+        return sum(len(t.avoided) + isinstance(t.outcome, Refused) for t in self.trials)
+
+    @property
+    def gain(self) -> float | None:
+        """Best over default as a ratio minus 1 (of goodput, or of the latency saved); None without a feasible default."""
+        if self.best is None or self.default is None or not self.default.feasible:
+            return None
+        mine, theirs = self.goal.score(self.best), self.goal.score(self.default)
+        if mine is None or not theirs:
+            return None
+        return (mine - theirs) / abs(theirs)
+
+    def to_json(self, wall_s: float) -> dict[str, Any]:
+        return {
+            "best": self._brief(self.best),
+            "default": self._brief(self.default),
+            "closest": None if self.best else self._brief(self.closest),
+            "binding": None if self.best else _binding(self.closest),
+            "objective": self.goal.objective,
+            "gain_over_default": self.gain,
+            "trials": len(self.trials),
+            "crashes": sum(self.crashes.values()),
+            "crashes_by_cause": self.crashes,
+            "crashes_avoided": self.avoided,
+            "feasible": self.feasible,
+            "cost_s": sum(t.cost_s for t in self.trials),
+            "wasted_s": self.wasted_s,
+            "wall_s": wall_s,
+        }
+
+    def _brief(self, trial: Trial | None) -> dict[str, Any] | None:
+        if trial is None:
+            return None
+        record = trial.to_json()
+        return {
+            "number": trial.number,
+            "config": record["config"],
+            "feasible": trial.feasible,
+            "score": self.goal.score(trial),
+            "summary": record["outcome"].get("summary"),
+            "outcome": record["outcome"]["kind"],
+        }
+
+
+def binding_check(trial: Trial | None) -> Check | None:
+    """The promise that a measured trial is furthest from keeping."""
+    return trial.outcome.verdict.binding if trial and isinstance(trial.outcome, Measured) else None
+
+
+def _binding(trial: Trial | None) -> dict[str, Any] | None:
+    check = binding_check(trial)
+    if check is None:
+        return None
+    lost = check.measured_s == float("inf")
+    return {"slo": str(check.limit), "measured_ms": None if lost or check.measured_s is None else check.measured_s * 1000}

@@ -1,0 +1,74 @@
+"""What a study is asked to do, in words that can be written down, hashed and compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sloguard.contract import Contract, Limit, Metric
+from sloguard.errors import SpecError
+from sloguard.trial import Value
+
+OBJECTIVES = ("goodput", "latency")
+
+
+@dataclass(frozen=True, slots=True)
+class StudySpec:
+    """Everything that decides which trials a study makes. `slo_p99_s` maps a metric to its p99 limit in seconds.
+
+    Equal specs give equal studies; `budget` only says where one ends, so a study can be resumed with a larger one.
+    """
+
+    engine: str
+    model: str
+    optimizer: str
+    budget: int
+    seed: int
+    slo_p99_s: Mapping[str, float]
+    objective: str = "goodput"
+    space: str = "vllm"
+    workload: str = "interactive"
+    request_rate: float | None = None
+    num_requests: int | None = None
+    gpu: str | None = None
+    tensor_parallel: int = 1
+    base_url: str | None = None
+    engine_python: str | None = None
+    engine_args: Mapping[str, Value] = field(default_factory=dict)
+    try_default: bool = True
+
+    def __post_init__(self) -> None:
+        if self.budget < 1:
+            raise SpecError("--budget", self.budget, "a study needs at least one trial", "Give a whole number >= 1.")
+        if self.seed < 0:
+            raise SpecError("--seed", self.seed, "a seed is not negative", "Give a whole number >= 0.")
+        if self.objective not in OBJECTIVES:
+            raise SpecError("--objective", self.objective, "no such objective", f"Choose one of {OBJECTIVES}.")
+        if not self.slo_p99_s:
+            fix = "Give at least one limit, e.g. --slo-ttft-p99 500 (milliseconds)."
+            raise SpecError("--slo-*-p99", None, "a study needs a promise to keep", fix)
+        for name, limit_s in self.slo_p99_s.items():
+            if not 0 < limit_s < float("inf"):
+                flag = f"--slo-{name}-p99"
+                raise SpecError(flag, limit_s * 1000, "a limit is a positive number of milliseconds", "E.g. 500.")
+
+    @property
+    def contract(self) -> Contract:
+        return Contract(tuple(Limit(Metric(name), 99, limit_s) for name, limit_s in sorted(self.slo_p99_s.items())))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def digest(self) -> str:
+        """Of everything but the budget."""
+        told = {k: v for k, v in self.to_json().items() if k != "budget"}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+    def differs_from(self, recorded: Mapping[str, Any]) -> list[str]:
+        """Names of fields, budget aside, in which this spec is not the `recorded` one."""
+        mine = json.loads(json.dumps(self.to_json()))
+        return [k for k in mine if k != "budget" and mine[k] != recorded.get(k)]

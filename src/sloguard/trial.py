@@ -1,0 +1,192 @@
+"""A point of the space (`Config`), what came of trying it (`Outcome`) and the record of both (`Trial`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sloguard.contract import Check, Limit, Metric, Verdict
+from sloguard.crash import Crash
+from sloguard.metrics import Summary
+from sloguard.slo import Judgement
+
+Value = bool | int | float | str | None
+
+
+class Config(Mapping[str, Value]):
+    """An immutable, hashable set of knob values, ordered by name so that equal configs print alike.
+
+    True and 1 are different values of a knob, so they make different configs.
+    """
+
+    __slots__ = ("_items",)
+
+    def __init__(self, values: Mapping[str, Value] | None = None) -> None:
+        self._items: dict[str, Value] = dict(sorted((values or {}).items()))
+
+    def __getitem__(self, name: str) -> Value:
+        return self._items[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def _key(self) -> tuple[tuple[str, bool, Value], ...]:
+        return tuple((name, isinstance(value, bool), value) for name, value in self._items.items())
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Config) and self._key() == other._key()
+
+    def __repr__(self) -> str:
+        return "Config(" + ", ".join(f"{k}={v!r}" for k, v in self._items.items()) + ")"
+
+    def replace(self, **changes: Value) -> Config:
+        return Config({**self._items, **changes})
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The engine started and was loaded; `verdict` says whether the contract held."""
+
+    summary: Summary
+    verdict: Verdict
+    startup_s: float
+    effective: dict[str, Value] = field(
+        default_factory=dict[str, Value]
+    )  # what the engine said it runs, where it said so
+
+
+@dataclass(frozen=True, slots=True)
+class Crashed:
+    """The engine did not start or stopped serving."""
+
+    crash: Crash
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Never tried: the guard proved that it cannot start."""
+
+    reason: str
+
+
+Outcome = Measured | Crashed | Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Avoided:
+    """A config the optimizer asked for before this trial's, and why the guard kept it from crashing an engine."""
+
+    proposed: Config
+    config: Config
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """`proposed` is what the optimizer asked for, `config` what was tried after repair; optimizers learn from `config`.
+
+    `cost_s` is what the trial took: virtual seconds on a simulated engine, wall clock on a real one. `repairs` says
+    what was changed and why; `avoided` what was refused before this trial, at no cost.
+    """
+
+    number: int
+    proposed: Config
+    config: Config
+    outcome: Outcome
+    cost_s: float
+    repairs: tuple[str, ...] = ()
+    avoided: tuple[Avoided, ...] = ()
+
+    @property
+    def feasible(self) -> bool:
+        return isinstance(self.outcome, Measured) and self.outcome.verdict.met
+
+    @property
+    def overrides(self) -> Config:
+        """What a user must set to get this config: nothing where the engine was left to its own defaults."""
+        return self.config if self.proposed else self.proposed
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "number": self.number,
+            "proposed": dict(self.proposed),
+            "config": dict(self.config),
+            "outcome": _outcome_to_json(self.outcome),
+            "cost_s": self.cost_s,
+            "repairs": list(self.repairs),
+            "avoided": [
+                {"proposed": dict(a.proposed), "config": dict(a.config), "reason": a.reason} for a in self.avoided
+            ],
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Trial:
+        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError where `data` is not such a record."""
+        return Trial(
+            number=int(data["number"]),
+            proposed=Config(dict(data["proposed"])),
+            config=Config(dict(data["config"])),
+            outcome=_outcome_from_json(data["outcome"]),
+            cost_s=float(data["cost_s"]),
+            repairs=tuple(data["repairs"]),
+            avoided=tuple(
+                Avoided(Config(dict(a["proposed"])), Config(dict(a["config"])), str(a["reason"]))
+                for a in data["avoided"]
+            ),
+        )
+
+
+def _outcome_to_json(outcome: Outcome) -> dict[str, Any]:
+    match outcome:
+        case Measured():
+            return {
+                "kind": "measured",
+                "status": outcome.verdict.judgement.value,
+                "summary": outcome.summary.to_json(),
+                "checks": [_check_to_json(check) for check in outcome.verdict.checks],
+                "startup_s": outcome.startup_s,
+                "effective": outcome.effective,
+            }
+        case Crashed():
+            return {"kind": "crashed", **asdict(outcome.crash)}
+        case Refused():
+            return {"kind": "refused", "reason": outcome.reason}
+
+
+def _outcome_from_json(data: Mapping[str, Any]) -> Outcome:
+    match data["kind"]:
+        case "measured":
+            summary = Summary.from_json(dict(data["summary"]))
+            checks = tuple(_check_from_json(check) for check in data["checks"])
+            return Measured(summary, Verdict(checks, summary.completed), data["startup_s"], data["effective"])
+        case "crashed":
+            return Crashed(Crash(**{k: v for k, v in data.items() if k != "kind"}))
+        case "refused":
+            return Refused(data["reason"])
+        case kind:
+            raise ValueError(f"unknown outcome kind {kind!r}")
+
+
+def _check_to_json(check: Check) -> dict[str, Any]:
+    lost = check.measured_s == float("inf")
+    return {
+        "metric": check.limit.metric.value,
+        "quantile": check.limit.quantile,
+        "limit_s": check.limit.limit_s,
+        "measured_s": None if lost else check.measured_s,
+        "lost": lost,
+        "judgement": check.judgement.value,
+    }
+
+
+def _check_from_json(data: Mapping[str, Any]) -> Check:
+    limit = Limit(Metric(data["metric"]), data["quantile"], data["limit_s"])
+    measured_s = float("inf") if data["lost"] else data["measured_s"]
+    return Check(limit, measured_s, Judgement(data["judgement"]))

@@ -1,0 +1,1 @@
+"""What is asked of a server, and when: drawn before any clock starts, from named random streams."""

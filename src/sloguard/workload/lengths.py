@@ -1,0 +1,183 @@
+"""How long requests are: prompt (input) and output tokens, drawn before any clock starts.
+
+A `Marginal` is one length as an inverse distribution function; `Independent` makes pairs of two of them, `Empirical`
+draws whole recorded pairs. Each request takes the same number of draws, so a longer run begins with the shorter one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sloguard.errors import SpecError
+
+Tokens = NDArray[np.int64]
+
+# Percentiles that a `Quantiles` table lists; 0 and 100 are the smallest and largest length.
+LEVELS = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)
+
+
+class Marginal(Protocol):
+    @property
+    def largest(self) -> int:
+        """The largest length in tokens."""
+        ...
+
+    def quantile(self, u: NDArray[np.float64]) -> Tokens:
+        """[n] lengths in tokens, >= 1, at probabilities u [n] in [0, 1)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    tokens: int
+
+    def __post_init__(self) -> None:
+        _check_range("tokens", self.tokens, self.tokens)
+
+    @property
+    def largest(self) -> int:
+        return self.tokens
+
+    def quantile(self, u: NDArray[np.float64]) -> Tokens:
+        return np.full(len(u), self.tokens, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Uniform:
+    """Every whole number from `low` to `high`, both included."""
+
+    low: int
+    high: int
+
+    def __post_init__(self) -> None:
+        _check_range("uniform lengths", self.low, self.high)
+
+    @property
+    def largest(self) -> int:
+        return self.high
+
+    def quantile(self, u: NDArray[np.float64]) -> Tokens:
+        return self.low + np.floor(u * (self.high - self.low + 1)).astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class LogNormal:
+    """exp(N(mu, sigma)) tokens, truncated (not clipped: no heap at the ends) to [low, high] and rounded."""
+
+    mu: float
+    sigma: float
+    low: int
+    high: int
+
+    def __post_init__(self) -> None:
+        _check_range("log-normal lengths", self.low, self.high)
+        if not (math.isfinite(self.mu) and 0 < self.sigma < math.inf):
+            raise SpecError(
+                "log-normal lengths", (self.mu, self.sigma), "mu, sigma must be finite, sigma > 0", "Refit them."
+            )
+        below, upto = self._probabilities()
+        if not below < upto:
+            raise SpecError("log-normal lengths", (self.low, self.high), "no probability in this range", "Widen it.")
+
+    @staticmethod
+    def of(mean: float, p50: float, low: int, high: int) -> LogNormal:
+        """From the mean and median before truncation: mu = ln p50, sigma^2 = 2 ln(mean / p50)."""
+        if not 0 < p50 < mean < math.inf:
+            raise SpecError(
+                "log-normal lengths", (mean, p50), "needs 0 < p50 < mean", "For other shapes use percentiles."
+            )
+        return LogNormal(math.log(p50), math.sqrt(2 * math.log(mean / p50)), low, high)
+
+    @property
+    def largest(self) -> int:
+        return self.high
+
+    def quantile(self, u: NDArray[np.float64]) -> Tokens:
+        below, upto = self._probabilities()
+        p = np.clip(below + u * (upto - below), np.finfo(float).tiny, 1 - 2**-53)  # the open interval inv_cdf takes
+        log_tokens = np.fromiter(map(NormalDist(self.mu, self.sigma).inv_cdf, p.tolist()), np.float64, len(p))
+        # Clipped before exp, which could overflow; the half token at each end rounds into the range.
+        bounded = np.clip(log_tokens, math.log(self.low), math.log(self.high))
+        return np.rint(np.exp(bounded)).astype(np.int64)
+
+    def _probabilities(self) -> tuple[float, float]:
+        """Of a length that rounds below `low`, and of one that rounds to at most `high`."""
+        cdf = NormalDist(self.mu, self.sigma).cdf
+        return cdf(math.log(self.low - 0.5)), cdf(math.log(self.high + 0.5))
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiles:
+    """The lengths at the percentiles `LEVELS`, log-linear in between: for real lengths that no log-normal fits."""
+
+    tokens: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _check_range("percentiles", self.tokens[0] if self.tokens else 0, self.largest)
+        if len(self.tokens) != len(LEVELS) or list(self.tokens) != sorted(self.tokens):
+            raise SpecError(
+                "percentiles", self.tokens, f"needs {len(LEVELS)} rising lengths", f"One for each of {LEVELS}."
+            )
+
+    @property
+    def largest(self) -> int:
+        return self.tokens[-1] if self.tokens else 0
+
+    def quantile(self, u: NDArray[np.float64]) -> Tokens:
+        return np.rint(np.exp(np.interp(u * 100, LEVELS, np.log(self.tokens)))).astype(np.int64)
+
+
+class Lengths(Protocol):
+    def draw(self, rng: np.random.Generator, n: int) -> Tokens:
+        """[n, 2] prompt and output tokens, each >= 1."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Independent:
+    """Prompt and output drawn apart. An output that would pass `max_total_tokens` is cut there, as an engine would."""
+
+    prompt: Marginal
+    output: Marginal
+    max_total_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_total_tokens is not None and self.prompt.largest >= self.max_total_tokens:
+            raise SpecError(
+                "max_total_tokens",
+                self.max_total_tokens,
+                f"prompts of {self.prompt.largest} tokens leave no room",
+                "Shorten the prompts.",
+            )
+
+    def draw(self, rng: np.random.Generator, n: int) -> Tokens:
+        u = rng.random((n, 2))
+        prompt, output = self.prompt.quantile(u[:, 0]), self.output.quantile(u[:, 1])
+        if self.max_total_tokens is not None:
+            output = np.minimum(output, self.max_total_tokens - prompt)
+        return np.stack([prompt, output], axis=1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Empirical:
+    """Recorded pairs [m, 2], drawn whole (prompt and output stay together) and with replacement."""
+
+    tokens: Tokens
+
+    def __post_init__(self) -> None:
+        if self.tokens.ndim != 2 or self.tokens.shape[1] != 2 or not len(self.tokens) or self.tokens.min() < 1:
+            raise SpecError("recorded lengths", self.tokens.shape, "needs [m, 2] positive counts", "Give m >= 1 pairs.")
+
+    def draw(self, rng: np.random.Generator, n: int) -> Tokens:
+        return self.tokens[(rng.random(n) * len(self.tokens)).astype(np.int64)]
+
+
+def _check_range(field: str, low: int, high: int) -> None:
+    if not 1 <= low <= high:
+        raise SpecError(field, (low, high), "not a range of at least 1 token", "Give 1 <= low <= high.")

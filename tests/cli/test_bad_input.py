@@ -1,0 +1,163 @@
+"""Every mistake of a user: one clear line that names the field, the value and the fix; exit code 2; nothing touched."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from sloguard.cli.app import main
+from sloguard.study.log import StudyLog
+from sloguard.study.spec import StudySpec
+
+TUNE = "tune --engine sim --gpu A100-40GB --model Qwen/Qwen2-1.5B --slo-ttft-p99 500 --out {out}"
+BENCH = "bench --base-url http://127.0.0.1:9 --model m --request-rate 1 --num-requests 1"
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A command line, and what its one line must say. `{tmp}` is a directory with the files of `files`."""
+
+    what: str
+    command: str
+    says: tuple[str, ...]
+
+
+WRONG = (
+    Wrong("unknown command", "tuna", ("tuna",)),
+    Wrong("unknown flag", f"{TUNE} --optimiser tpe", ("--optimiser",)),
+    Wrong("missing model", "tune --slo-ttft-p99 500 --out {out}", ("--model",)),
+    Wrong("unknown engine", f"{TUNE} --engine trt", ("--engine", "'trt'", "vllm")),
+    Wrong("unknown optimizer", f"{TUNE} --optimizer magic", ("--optimizer", "'magic'", "tba-tpe")),
+    Wrong("an optimizer class that isn't there", f"{TUNE} --optimizer sloguard.trial:Nope", ("Nope",)),
+    Wrong("a missing extra", f"{TUNE} --optimizer constrained-bo", ("sloguard[bo]",)),
+    Wrong("no trial", f"{TUNE} --budget 0", ("--budget", "0")),
+    Wrong("a budget that is no number", f"{TUNE} --budget many", ("--budget", "many")),
+    Wrong("a negative seed", f"{TUNE} --seed -1", ("--seed", "-1")),
+    Wrong("no promise", "tune --engine sim --gpu H100 --model Qwen/Qwen2-1.5B --out {out}", ("--slo-",)),
+    Wrong("a negative promise", f"{TUNE} --slo-itl-p99 -5", ("--slo-itl-p99", "-5")),
+    Wrong("unknown objective", f"{TUNE} --objective profit", ("--objective", "'profit'", "goodput")),
+    Wrong("unknown space", f"{TUNE} --space big", ("space", "'big'", "paper8")),
+    Wrong("a space file that isn't there", f"{TUNE} --space {{tmp}}/none.toml", ("none.toml",)),
+    Wrong("a space file that isn't TOML", f"{TUNE} --space {{tmp}}/broken.toml", ("broken.toml",)),
+    Wrong("an unknown knob in TOML", f"{TUNE} --space {{tmp}}/knob.toml", ("max_num_sequences",)),
+    Wrong("an unknown field in TOML", f"{TUNE} --space {{tmp}}/field.toml", ("step",)),
+    Wrong("an inverted range in TOML", f"{TUNE} --space {{tmp}}/range.toml", ("max_num_seqs",)),
+    Wrong("unknown workload", f"{TUNE} --workload night", ("--workload", "'night'", "interactive")),
+    Wrong("a trace that isn't there", f"{TUNE} --workload {{tmp}}/none.csv", ("none.csv",)),
+    Wrong("a trace with another header", f"{TUNE} --workload {{tmp}}/header.csv", ("header.csv",)),
+    Wrong("a trace with a negative length", f"{TUNE} --workload {{tmp}}/length.csv", ("length.csv", "3", "-7")),
+    Wrong("a trace that is binary", f"{TUNE} --workload {{tmp}}/binary.csv", ("binary.csv",)),
+    Wrong("a negative rate", f"{TUNE} --request-rate -3", ("--request-rate", "-3")),
+    Wrong("a rate that is no number", f"{TUNE} --request-rate nan", ("--request-rate", "nan")),
+    Wrong("no requests", f"{TUNE} --num-requests 0", ("--num-requests", "0")),
+    Wrong("an engine argument without a value", f"{TUNE} --engine-arg max_num_seqs", ("--engine-arg", "K=V")),
+    Wrong("an engine argument twice", f"{TUNE} --engine-arg a=1 --engine-arg a=2", ("--engine-arg", "twice")),
+    Wrong("a knob the simulator doesn't know", f"{TUNE} --engine-arg warp_speed=9", ("warp_speed",)),
+    Wrong("a pinned value that can't be", f"{TUNE} --engine-arg max_num_seqs=-5", ("max_num_seqs", "-5")),
+    Wrong("no GPU stated", TUNE.replace("--gpu A100-40GB", ""), ("--gpu",)),
+    Wrong("unknown GPU", f"{TUNE} --gpu TPU-9", ("TPU-9", "A100-40GB")),
+    Wrong("unknown model", f"{TUNE} --model nobody/nothing", ("nobody/nothing",)),
+    Wrong("a model path that isn't there", f"{TUNE} --engine vllm --model ./no/such/model", ("no/such/model",)),
+    Wrong("a Python without vLLM", f"{TUNE} --engine vllm --engine-python {sys.executable}", ("vllm",)),
+    Wrong("a Python that isn't there", f"{TUNE} --engine vllm --engine-python /no/python", ("/no/python",)),
+    Wrong("out is a file", TUNE.replace("{out}", "{tmp}/header.csv"), ("--out", "header.csv")),
+    Wrong("out can't be written", TUNE.replace("{out}", "/proc/study"), ("/proc/study",)),
+    Wrong("out holds a study", TUNE.replace("{out}", "{tmp}/study"), ("--out", "--resume")),
+    Wrong("resumed with another seed", TUNE.replace("{out}", "{tmp}/study") + " --resume --seed 5", ("seed", "5")),
+    Wrong("a log damaged in the middle", TUNE.replace("{out}", "{tmp}/damaged") + " --resume", ("line 2",)),
+    Wrong("a study of the future", TUNE.replace("{out}", "{tmp}/future") + " --resume", ("schema 99",)),
+    Wrong("an endpoint without a URL", f"{TUNE} --engine endpoint", ("--base-url",)),
+    Wrong("an endpoint that is not there", f"{TUNE} --engine endpoint --base-url http://127.0.0.1:9", ("127.0.0.1:9",)),
+    Wrong("an API key that isn't set", f"{TUNE} --api-key-env NO_SUCH_KEY", ("--api-key-env", "NO_SUCH_KEY")),
+    Wrong("bench: nobody listens", BENCH, ("127.0.0.1:9",)),
+    Wrong("bench: no URL", f"{BENCH} --base-url localhost", ("--base-url", "localhost")),
+    Wrong("bench: a negative rate", f"{BENCH} --request-rate -1", ("--request-rate", "-1")),
+    Wrong("bench: no requests", f"{BENCH} --num-requests 0", ("--num-requests", "0")),
+    Wrong("bench: an SLO that isn't one", f"{BENCH} --slo speed=5", ("--slo", "speed")),
+    Wrong("bench: an SLO without a number", f"{BENCH} --slo ttft=fast", ("--slo", "fast")),
+    Wrong("bench: a negative SLO", f"{BENCH} --slo ttft=-1", ("--slo", "-1")),
+    Wrong("bench: a result that can't be written", f"{BENCH} --json /proc/x/y.json", ("/proc/x",)),
+    Wrong("classify: no such log", "classify {tmp}/none.log", ("none.log",)),
+    Wrong("classify: a directory", "classify {tmp}", ("{tmp}",)),
+    Wrong("classify: no such phase", "classify {tmp}/header.csv --phase night", ("night",)),
+    Wrong("doctor: a Python that isn't there", "doctor --engine-python /no/python", ("/no/python",)),
+)
+
+FILES = {
+    "broken.toml": "[[knob]\nname = ",
+    "knob.toml": '[[knob]]\nname = "max_num_sequences"\ntype = "int"\nlow = 1\nhigh = 8\n',
+    "field.toml": '[[knob]]\nname = "max_num_seqs"\ntype = "int"\nlow = 1\nhigh = 8\nstep = 2\n',
+    "range.toml": '[[knob]]\nname = "max_num_seqs"\ntype = "int"\nlow = 9\nhigh = 8\n',
+    "header.csv": "when,what\n1,2\n",
+    "length.csv": "arrival_s,input_tokens,output_tokens\n0.5,10,10\n1.0,-7,10\n",
+    "damaged/study.jsonl": '{"kind":"header","schema":1,"spec":{}}\n{"kind":"trial","num\n{"kind":"trial"}\n',
+    "future/study.jsonl": '{"kind":"header","schema":99}\n',
+}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "binary.csv").write_bytes(bytes(range(256)) * 8)
+    spec = StudySpec("sim", "Qwen/Qwen2-1.5B", "tba-tpe", 15, 0, {"ttft": 0.5}, gpu="A100-40GB")
+    log = StudyLog(tmp_path / "study")
+    with log.writer():
+        log.append_header({"spec": spec.to_json()})
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLOGUARD_GPU_VRAM_GB", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    kept = (p for p in directory.rglob("*") if p.is_file() and p.suffix != ".lock")
+    return {str(p): p.read_bytes() for p in kept}
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.what)
+def test_a_mistake_is_one_clear_line(
+    wrong: Wrong, files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(files)
+    command = wrong.command.format(tmp=files, out=files / "out")
+    monkeypatch.setattr(sys, "argv", ["sloguard", *command.split()])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    errors = capsys.readouterr().err
+    assert stop.value.code == 2, errors
+    assert errors.startswith("sloguard: ")
+    assert errors.count("\n") == 1, errors
+    for said in wrong.says:
+        assert said.format(tmp=files) in errors
+    assert contents(files) == before
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield server.getsockname()[1]
+
+
+def test_a_pinned_port_that_is_taken(
+    taken_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = f"{TUNE} --engine vllm --engine-arg port={taken_port}".format(out=tmp_path / "out")
+    monkeypatch.setattr(sys, "argv", ["sloguard", *command.split()])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    errors = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert errors.count("\n") == 1
+    assert str(taken_port) in errors

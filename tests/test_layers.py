@@ -1,0 +1,100 @@
+"""Who may import whom. Imports go down the table, never up."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from paths import REPO
+
+SRC = REPO / "src" / "sloguard"
+
+WORDS = {"errors", "rng", "slo", "request", "contract", "metrics", "crash", "crash_log", "crash_rules", "trial", "registry", "__init__"}
+
+MAY_IMPORT = {
+    "words": set(),
+    "workload": {"words"},
+    "perf": {"words"},
+    "space": {"words", "perf"},
+    "optim": {"words", "space"},
+    "sched": {"words", "perf"},
+    "sim": {"words", "perf", "sched"},
+    "load": {"words"},
+    "engine": {"words", "perf", "sched", "sim", "space", "load", "workload"},
+    "study": {"words", "workload", "perf", "space", "optim", "engine"},
+    "report": {"words", "optim", "study"},
+    "cli": {"words", "workload", "perf", "space", "optim", "sched", "sim", "load", "engine", "study", "report"},
+}
+
+PURE = {"words", "workload", "perf", "space", "optim", "sched", "sim"}
+WORLD = {"time", "os", "random", "asyncio", "logging", "subprocess", "socket", "threading"}
+
+HOMES = {
+    "optuna": {"optim/tpe.py"},
+    "botorch": {"optim/constrained.py"},
+    "torch": {"optim/constrained.py"},
+    "sklearn": {"optim/forest.py"},
+    "aiohttp": {"load/client.py"},
+    "pynvml": {"engine/gpu_detect.py", "engine/gpu_memory.py"},
+    "typer": {"cli/*"},
+}
+
+FILES = sorted(path for path in SRC.rglob("*.py") if path.name != "__main__.py")  # the door's doorbell
+
+
+def layer_of(path: Path) -> str:
+    parts = path.relative_to(SRC).parts
+    return parts[0] if len(parts) > 1 else "words"
+
+
+def imports(path: Path) -> list[tuple[str, ast.stmt]]:
+    tree = ast.parse(path.read_text())
+    found: list[tuple[str, ast.stmt]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append((node.module or "", node))
+    return found
+
+
+def name(path: Path) -> str:
+    return path.relative_to(SRC).as_posix()
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_imports_go_down_only(path: Path) -> None:
+    layer = layer_of(path)
+    for module, _ in imports(path):
+        if module == "sloguard" or not module.startswith("sloguard."):
+            continue
+        head = module.split(".")[1]
+        target = "words" if head in WORDS else head
+        assert target == layer or target in MAY_IMPORT[layer], f"{name(path)} ({layer}) imports {module} ({target})"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if layer_of(p) in PURE], ids=name)
+def test_pure_layers_never_touch_the_world(path: Path) -> None:
+    touched = {module.split(".")[0] for module, _ in imports(path)} & WORLD
+    assert not touched, f"{name(path)} imports {sorted(touched)}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_own_modules_are_imported_at_the_top(path: Path) -> None:
+    for module, node in imports(path):
+        inside = node.col_offset > 0
+        assert not (inside and module.split(".")[0] == "sloguard"), f"{name(path)} imports {module} inside a block"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_heavy_libraries_have_one_home(path: Path) -> None:
+    for module, _ in imports(path):
+        homes = HOMES.get(module.split(".")[0])
+        assert homes is None or any(path.relative_to(SRC).match(home) for home in homes), f"{name(path)}: {module}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_files_stay_readable(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
