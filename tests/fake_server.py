@@ -6,9 +6,11 @@ connection is kept for the next request unless it yielded `CLOSE`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import socketserver
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -46,7 +48,9 @@ Answer = Callable[[Seen], Iterator[Step]]
 class FakeServer:
     """`with FakeServer(answer) as server:` serves on a free port until left."""
 
-    def __init__(self, answer: Answer | None = None, *, preflight: Answer | None = None) -> None:
+    def __init__(
+        self, answer: Answer | None = None, *, preflight: Answer | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.answer = answer or stream()
         self.preflight = preflight or stream()
         self.seen: list[Seen] = []
@@ -55,13 +59,13 @@ class FakeServer:
 
         class Handler(socketserver.BaseRequestHandler):
             def handle(self) -> None:
-                outer.connections.append(self.request)
                 self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                try:
-                    while outer._serve_one(self.request):
-                        pass
-                except OSError:
-                    pass  # the client went away
+                with contextlib.suppress(OSError):  # the client went away
+                    sock = tls.wrap_socket(self.request, server_side=True) if tls else self.request
+                    outer.connections.append(sock)
+                    with sock:
+                        while outer._serve_one(sock):
+                            pass
 
         class Server(socketserver.ThreadingTCPServer):
             daemon_threads = True
@@ -70,7 +74,8 @@ class FakeServer:
             request_queue_size = 1024
 
         self._server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        port = self._server.server_address[1]
+        self.url = f"https://localhost:{port}" if tls else f"http://127.0.0.1:{port}"
 
     def __enter__(self) -> FakeServer:
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
@@ -82,7 +87,8 @@ class FakeServer:
         self._server.server_close()
         self._thread.join()
         for connection in self.connections:
-            connection.close()
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)  # wakes its thread, which closes it
 
     @property
     def load(self) -> list[Seen]:

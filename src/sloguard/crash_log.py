@@ -126,7 +126,7 @@ def strip_prefix(line: str) -> tuple[str, str]:
     level = ""
     position = 0
     while found := _PREFIX.match(text, position):
-        level = level or (found["level"] or found["glog"] or "").lower()
+        level = (found["level"] or found["glog"] or level).lower()  # the innermost: a collector's own comes before it
         position = found.end()
     return level, text[position:].rstrip()
 
@@ -145,10 +145,10 @@ def read_log(log: str) -> Reading:
         if len(message) > _LONG:
             message = f"{message[: _LONG // 2]} ... {message[-_LONG // 2 :]}"
         reading.last_text = message
-        shape = _ID.sub("#", message)
-        sense = known.get(shape)
+        sense = known.get(message)
         if sense is None:
-            sense = known[shape] = _make_sense(message)
+            shape = _ID.sub("#", message)
+            sense = known[message] = known[shape] = known.get(shape) or _make_sense(message)
         _note_progress(reading, index, sense, message)
         if reading.stop_index is not None:
             break

@@ -109,9 +109,10 @@ DEVICE = (
          "'__main__'`.", environment=True),
     Rule(ROOT, CUDA, "gpu_runtime",
          r"\b(cuda|cudart|cuda driver|cuda runtime|hip|nvrtc|xpu|npu|acl"
-         r"|curesult)\s?error\b(?!.{0,20}out of memory)|cudaerror\w|\bcuda_error_\w|hiperror\w|acceleratorerror|cuda call failed"
-         r"|(cublas|cublaslt|cudnn|cusolver|cusparse|cufft|curand|hipblas|rocblas|miopen)_?status_\w|(cublas|cudnn"
-         r"|cutlass|miopen) error|cutlass.{0,40}(error internal|failed)|unhandled (cuda|hip) error"
+         r"|curesult)\s?error\b(?!.{0,20}out of memory)|cudaerror\w|\bcuda_error_\w|hiperror\w|acceleratorerror"
+         r"|cuda call failed|(cublas|cublaslt|cudnn|cusolver|cusparse|cufft|curand|hipblas|rocblas|miopen)"
+         r"_?status_\w|(cublas|cudnn|cutlass|miopen) error|cutlass.{0,40}(error internal|failed)"
+         r"|unhandled (cuda|hip) error"
          r"|cudagraph.{0,40}capture.{0,30}(error|invalidated)|operation not permitted when stream is"
          r"|ur_result_error|flashinfer.{0,60}launch.{0,20}fail|too many resources requested for launch",
          "RuntimeError: CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`",
@@ -272,7 +273,8 @@ CONFIG = (
          r"divisible by|number of required gpus exceeds|world size.{0,80}(larger|greater|exceed|must)|(tensor"
          r"|pipeline|data)[ _-]?parallel[ _-]?(size|ism).{0,120}(larger|greater|exceed|cannot|must|more than"
          r"|not supported|available)|not enough gpus|don't have enough gpus|total number of available gpus"
-         r"|number of tensor parallelism|device_id is out of range|device_ids provides|current node has no",
+         r"|number of tensor parallelism|duplicate gpu detected|device_id is out of range"
+         r"|device_ids provides|current node has no",
          "ValueError: Total number of attention heads (52) must be divisible by tensor parallel size (8).",
          "Choose --tensor-parallel-size and --pipeline-parallel-size that divide the model and fit the GPUs."),
     Rule(ROOT, STARTUP, "config_invalid",
@@ -373,8 +375,8 @@ CONSEQUENCES = (
          r"|process) .{0,20}(dead|died|not running|errored)|already dead|background task failed"
          r"|enginecore (encountered|hit)|(actordied|raytask|actorunavailable)error|actor (is )?(died|dead)"
          r"|worker (exit type|crashed|died)|a worker (died|was killed)|fatal signal from worker|died, exit code"
-         r"|engine ?core died|output.?handler failed|executor failed|is dead\b|output handler.{0,20}(died"
-         r"|exception)",
+         r"|engine ?core died|output.?handler failed|executor failed|runtimeerror: cancelled$|is dead\b"
+         r"|output handler.{0,20}(died|exception)",
          "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue. See stack trace (above).",
          "The log does not show why the engine died: look above this line, in the worker's output and in dmesg."),
 )  # fmt: skip

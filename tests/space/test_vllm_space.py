@@ -95,9 +95,9 @@ def test_a_space_asked_for_by_its_knobs_is_refused_where_they_are_missing() -> N
 
 def test_own_space(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
-    file.write_text('[[knob]]\nname = "stream_interval"\ntype = "int"\nlow = 1\nhigh = 8\n')
+    file.write_text('[stream_interval]\ntype = "int"\nlow = 1\nhigh = 8\n')
     assert space_for(str(file), offered=offered_flags(HELP)).names == ("stream_interval",)
-    file.write_text('[[knob]]\nname = "no_such_flag"\ntype = "int"\nlow = 1\nhigh = 8\n')
+    file.write_text('[no_such_flag]\ntype = "int"\nlow = 1\nhigh = 8\n')
     with pytest.raises(SpecError, match="no_such_flag"):
         space_for(str(file), offered=offered_flags(HELP))
 
@@ -146,7 +146,7 @@ VALUES = (
 )
 
 
-@given(st.dictionaries(st.sampled_from(PAPER8.names[1:] + ("kv_cache_dtype",)), VALUES))
+@given(st.dictionaries(st.sampled_from((*PAPER8.names[1:], "kv_cache_dtype")), VALUES))
 def test_yaml_and_flags_say_the_same(config: dict[str, Value]) -> None:
     """Read as vLLM's load_config_file reads it: true is the bare flag, anything else flag and text."""
     from_yaml: list[str] = []
@@ -230,7 +230,10 @@ def test_the_real_parser_reads_what_is_written(tmp_path: Path) -> None:
     file.write_text(to_yaml(numbers, {"model": "some/model", "max_model_len": 2048}))
     script = """
 import json, sys
-from vllm.entrypoints.openai.cli_args import make_arg_parser
+try:
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+except ImportError:  # before 0.32
+    from vllm.entrypoints.openai.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 def read(args):
     found = vars(make_arg_parser(FlexibleArgumentParser()).parse_args(args))

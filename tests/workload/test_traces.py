@@ -143,6 +143,7 @@ HEAD = "arrival_s,input_tokens,output_tokens\n"
         (AZURE + "2023-11-16 18:15:46,1,1\n", ":5 TIMESTAMP", "before the row above"),
         (MOONCAKE + "{\n", ":3", "not a JSON object"),
         (MOONCAKE + "[1]\n", ":3", "not a JSON object"),
+        (MOONCAKE + "[" * 100_000 + "\n", ":3", "not a JSON object"),
         (MOONCAKE + '{"timestamp": 3000}\n', ":3 input_length", "missing"),
         (MOONCAKE.replace("3000", "NaN"), ":2 timestamp", "not a finite number"),
         (MOONCAKE.replace("3000", "true"), ":2 timestamp", "not a finite number"),

@@ -22,9 +22,7 @@ def command(
     logfile: Annotated[str, typer.Argument(help="The engine's log, both streams; - reads standard input.")],
     exit_code: Annotated[int | None, typer.Option(help="Exit code of the engine, e.g. 1, 137 or -9.")] = None,
     phase: Annotated[str | None, typer.Option(help="startup | load; read from the log if absent.")] = None,
-    timed_out: Annotated[
-        bool, typer.Option("--timed-out", help="It hung and was given up on.")
-    ] = False,
+    timed_out: Annotated[bool, typer.Option("--timed-out", help="It hung and was given up on.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
     """Names category and cause of a failed start or a dead engine, quotes the decisive line, says what to change.

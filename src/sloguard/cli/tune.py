@@ -11,7 +11,7 @@ import typer
 
 from sloguard import __version__
 from sloguard.cli.options import api_key_from, parse_engine_args
-from sloguard.cli.progress import StudyProgress
+from sloguard.cli.progress import StudyProgress, plain_console
 from sloguard.errors import SpecError
 from sloguard.optim.base import Goal
 from sloguard.report.files import write_text_atomic
@@ -94,8 +94,9 @@ def command(
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
     else:
-        progress.console.print(study_report(results, _serve_command(spec, results.best), spec.engine == "sim"))
-        progress.console.print(f"Everything is in {out}/ (study.jsonl, summary.json, best.yaml, trials/).")
+        console = plain_console()
+        console.print(study_report(results, _serve_command(spec, results.best), spec.engine == "sim"))
+        console.print(f"Everything is in {out}/: study.jsonl, summary.json, best.yaml, trials/", highlight=False)
     return 0 if results.best else EXIT_INFEASIBLE
 
 

@@ -2,12 +2,12 @@
 
     y0          the objective, one Gaussian process over the measured trials
     c_k         log(measured / limit) of each SLO, capped, one process each; <= 0 is met
-    starts      -1 where the engine started, +1 where it crashed starting (or was refused): one process over all trials
+    starts      where the engine started or not (crashed starting, or refused): one process over all trials
     survives    the same for the load, over the trials that started
     alpha       log noisy expected improvement under P(all constraints <= 0), q = 1 (arXiv 2310.20708)
 
 Conditions between knobs make the space no box, so alpha is maximised over a drawn set of configs: uniform ones, and
-neighbours of the best. Kernels: Matern over numbers, Hamming over choices.
+neighbours of the best. A choice of k > 2 values is k dimensions to the processes, so that no order is invented.
 """
 
 # pyright: reportMissingImports=false
@@ -28,7 +28,7 @@ from scipy.stats import qmc
 from sloguard.errors import MissingExtra
 from sloguard.optim.base import MISS_CAP, Problem, best, constraints, place, taught, violation
 from sloguard.optim.fresh import first_fresh
-from sloguard.space.knobs import Categorical
+from sloguard.space.knobs import Categorical, Knob
 from sloguard.space.space import Space
 from sloguard.trial import Config, Crashed, Measured, Refused, Trial
 
@@ -43,9 +43,12 @@ MC_SAMPLES = 64
 SOBOL_POINTS = 32
 
 
+RAN, CRASHED = -0.5, 1.5  # a guess above 0 is avoided: a chance of one in four to crash is too much for a restart
+
+
 @dataclass(frozen=True, slots=True)
 class Data:
-    """`x` [n, d] unit cube, `y` [n]; one process is fitted to each."""
+    """`x` [n, D] unit cube, `y` [n]; one process is fitted to each."""
 
     x: NDArray[np.float64]
     y: NDArray[np.float64]
@@ -78,7 +81,7 @@ class ConstrainedBo:
         data, seed = datasets(trials, self.problem), int(rng.integers(2**31))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch, gpytorch and botorch advise on numerics; they fail by exception
-            alpha = _acquisition(data, _choice_dims(space), x, seed)
+            alpha = _acquisition(data, x, seed)
         return [pool[i] for i in np.argsort(-alpha, kind="stable")]
 
 
@@ -106,7 +109,7 @@ def datasets(trials: Sequence[Trial], problem: Problem) -> list[Data]:
     limits = np.maximum(np.array([constraints(t)[:-1] for t in measured]), -MISS_CAP)  # the last: did it serve at all?
     data += [Data(x, column) for column in limits.T]
     for among, phase in ((list(trials), "startup"), (started, "load")):
-        label = np.array([1.0 if _failed(t, phase) or _served_nothing(t, phase) else -1.0 for t in among])
+        label = np.array([CRASHED if _failed(t, phase) or _served_nothing(t, phase) else RAN for t in among])
         if np.ptp(label) > 0:
             data.append(Data(_encoded([place(t, space) for t in among], space), label))
     return data
@@ -127,18 +130,23 @@ def _served_nothing(trial: Trial, phase: str) -> bool:
 
 
 def _encoded(configs: Sequence[Config], space: Space) -> NDArray[np.float64]:
-    """[n, d]; an inactive knob sits at 0.5."""
-    return np.array([space.encode(config)[0] for config in configs]).reshape(len(configs), len(space.knobs))
+    """[n, D] unit cube; an inactive knob sits at 0.5."""
+    pairs = [space.encode(config) for config in configs]
+    unit, active = np.array([u for u, _ in pairs]), np.array([a for _, a in pairs])
+    columns = [_columns(knob, unit[:, j], active[:, j]) for j, knob in enumerate(space.knobs)]
+    return np.concatenate(columns, axis=1)
 
 
-def _choice_dims(space: Space) -> list[int]:
-    return [i for i, knob in enumerate(space.knobs) if isinstance(knob, Categorical)]
+def _columns(knob: Knob, unit: NDArray[np.float64], active: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """[n, 1], or [n, k] for a choice of k > 2 values."""
+    if not isinstance(knob, Categorical) or knob.count <= 2:
+        return unit[:, None]
+    one_hot = np.floor(unit * knob.count)[:, None] == np.arange(knob.count)
+    return np.where(active[:, None], one_hot.astype(np.float64), 0.5)
 
 
-def _acquisition(
-    data: Sequence[Data], choice_dims: list[int], candidates: NDArray[np.float64], seed: int
-) -> NDArray[np.float64]:
-    """[m] log expected improvement of each candidate [m, d], given the fitted processes."""
+def _acquisition(data: Sequence[Data], candidates: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    """[m] log expected improvement of each candidate [m, D], given the fitted processes."""
     import torch
     from botorch.acquisition.logei import qLogNoisyExpectedImprovement
     from botorch.acquisition.objective import GenericMCObjective
@@ -147,7 +155,7 @@ def _acquisition(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = ModelListGP(*[_fitted(d, choice_dims) for d in data])
+        model = ModelListGP(*[_fitted(d) for d in data])
         objective = GenericMCObjective(_output(0))
         alpha = qLogNoisyExpectedImprovement(
             model,
@@ -170,19 +178,15 @@ def _output(index: int) -> Callable[..., Tensor]:
     return pick
 
 
-def _fitted(data: Data, choice_dims: list[int]):
+def _fitted(data: Data):
     """A Gaussian process over `data`, its hyperparameters fitted by maximum likelihood with botorch's priors."""
     import torch
     from botorch.fit import fit_gpytorch_mll
-    from botorch.models import MixedSingleTaskGP, SingleTaskGP
+    from botorch.models import SingleTaskGP
     from botorch.models.transforms import Standardize
     from gpytorch.mlls import ExactMarginalLogLikelihood
 
     x, y = torch.from_numpy(data.x), torch.from_numpy(data.y)[:, None]
-    outcome = Standardize(m=1)
-    if choice_dims:
-        model = MixedSingleTaskGP(x, y, cat_dims=choice_dims, outcome_transform=outcome)
-    else:
-        model = SingleTaskGP(x, y, outcome_transform=outcome)
+    model = SingleTaskGP(x, y, outcome_transform=Standardize(m=1))
     fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
     return model

@@ -25,7 +25,8 @@ class Forest:
 
     def guess(self, configs: Sequence[Config]) -> NDArray[np.float64]:
         """[n] expected merit: above 0 is feasible, -1 a crash."""
-        return np.array(self.model.predict(_features(configs, self.space)), dtype=np.float64)
+        guess: NDArray[np.float64] = self.model.predict(_features(configs, self.space))  # pyright: ignore[reportAssignmentType]
+        return guess
 
 
 def trusted_forest(trials: Sequence[Trial], space: Space, goal: Goal, rng: np.random.Generator) -> Forest | None:

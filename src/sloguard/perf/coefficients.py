@@ -7,8 +7,8 @@ slower in proportion to bandwidth, and computes as fast.
 
 CPU time, which kernel tables do not hold:
 
-    step, sequence   0.5 ms + 0.05 ms a sequence: ML.ENERGY's steady states of vLLM against the composed GPU times
-                     (Llama-3.1-8B, H100: 7.3 ms measured and 6.7 composed at batch 8; 26.1 and 13.2 at batch 256)
+    step, sequence   0.2 ms + 0.05 ms a sequence: the line through ML.ENERGY's steady states of vLLM less the composed
+                     GPU times (Llama-3.1-8B, H100: 7.3 - 6.7 ms at batch 8, 26.1 - 13.2 ms at batch 256)
     synchronous      0.36 ms + 0.037 ms a sequence more without async scheduling: schedule, prepare_inputs and
                      process_outputs of Vidur's CPU profile (Llama-2-7b, A100, batch 8: 0.65 ms, batch 128: 5.1 ms)
     eager launch     0.70 ms a layer: SLO-Guard's public trials (Qwen2-1.5B, A100 40 GB, 100 tokens: median 2010 ms
@@ -25,7 +25,7 @@ from sloguard.perf.gpus import GPUS, Gpu
 from sloguard.perf.model_shape import ModelShape
 from sloguard.perf.models import MODELS
 
-CPU_STEP_S = 0.5e-3
+CPU_STEP_S = 0.2e-3
 CPU_SEQUENCE_S = 0.05e-3
 SYNCHRONOUS_STEP_S = 0.36e-3
 SYNCHRONOUS_SEQUENCE_S = 0.037e-3

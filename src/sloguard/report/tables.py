@@ -14,6 +14,8 @@ from sloguard.slo import Judgement
 from sloguard.study.results import Results, binding_check
 from sloguard.trial import Config, Crashed, Measured, Refused, Trial
 
+RUN_TO_RUN_NOISE = 0.069  # spread reported over six identical vLLM runs (arXiv 2604.17627)
+
 STYLES = {Judgement.MET: "green", Judgement.MISSED: "yellow", Judgement.UNKNOWN: "magenta"}
 
 
@@ -83,6 +85,9 @@ def _verdict(results: Results) -> Text:
     if results.gain is None:
         why = "crashes" if isinstance(default.outcome, Crashed) else "misses the SLOs"
         return Text(f"Deploy trial {best.number}: {score} within the SLOs; the default {why}.", "bold green")
+    if results.gain < RUN_TO_RUN_NOISE:
+        text = f"Best: trial {best.number}, {score} within the SLOs, {results.gain:+.1%} over the default: "
+        return Text(text + "no more than runs differ by chance, so the default is as good a choice.", "bold green")
     return Text(f"Deploy trial {best.number}: {score} within the SLOs, {results.gain:+.1%} over the default.", "bold green")
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -165,6 +166,7 @@ def offered_flags(help_text: str) -> frozenset[str]:
     return frozenset(flag for line in definitions for flag in re.findall(r"--[a-z][a-z0-9-]*", line))
 
 
+@lru_cache  # asked for with every proposal
 def vllm_defaults(version: Version | None, gpu: GpuFacts | None, ranks: int = 1) -> Config:
     """What vLLM's server runs when nothing is asked (`gpu` None: the CPU build, whose limits grow with its `ranks`)."""
     tokens, seqs = _batch_defaults(gpu, ranks)

@@ -86,7 +86,7 @@ def run_study(
         except Exhausted:
             return
         on_trial(number, proposal)
-        trial = _attempt(study, proposal, number, _empty_directory(log.directory / "trials" / f"{number:03d}"), on_phase)
+        trial = _attempt(study, proposal, number, log.directory / "trials" / f"{number:03d}", on_phase)
         if _is_environment(trial) and not any(isinstance(t.outcome, Measured) for t in history):
             raise EnvironmentFault(trial.outcome.crash)  # type: ignore[union-attr]
         if _is_environment(trial) and _is_environment(history[-1]):
@@ -129,11 +129,12 @@ def _attempt(study: Study, proposal: Proposal, number: int, trial_dir: Path, on_
         return Trial(number, proposal.proposed, config, outcome, cost_s, proposal.repairs, proposal.avoided)
 
     if proposal.refused is not None:
+        _emptied(trial_dir)
         return trial(Refused(proposal.refused), 0.0)
     cost_s = 0.0
     for attempt in range(1, ENVIRONMENT_ATTEMPTS + 1):
         try:
-            run = study.engine.run(proposal.config, study.requests, trial_dir, on_phase)
+            run = study.engine.run(proposal.config, study.requests, _emptied(trial_dir), on_phase)
         except EngineCrash as error:
             cost_s += error.cost_s
             crash = classify(error.evidence)
@@ -154,8 +155,8 @@ def _is_environment(trial: Trial) -> bool:
     return isinstance(trial.outcome, Crashed) and trial.outcome.crash.environment
 
 
-def _empty_directory(path: Path) -> Path:
-    """A fresh directory for a trial's logs; what a killed attempt left there is not part of the record."""
+def _emptied(path: Path) -> Path:
+    """A fresh directory for an attempt's logs; what a killed attempt left there is not part of the record."""
     if path.exists():
         shutil.rmtree(path)
     path.mkdir(parents=True)

@@ -3,9 +3,9 @@
 Arrivals, lengths and classes come from streams of their own, so changing the rate changes no length, and all trials of
 a study with one seed are offered the same requests.
 
-The lengths of the named workloads are the percentiles 0, 1, 5, 10, 25, 50, 75, 90, 95, 99 and 100 of public data, as
-are their bounds; prompt and output are drawn apart, for in the data kept their logs correlate by less than 0.07. Drawn
-lengths have every percentile from 5 to 95 within 5 % of the data's and the mean within 7 % (tests/workload).
+The lengths of the named workloads are the percentiles (`LEVELS`) of public data within stated bounds. Prompt and output
+are drawn apart, for in the data kept their logs correlate by less than 0.07. Means and percentiles 5 to 95 of what is
+drawn lie within 7 % of the data's, the distributions within 0.05 (Kolmogorov-Smirnov).
 """
 
 from __future__ import annotations

@@ -235,7 +235,7 @@ def _json_records(path: Path, lines: Iterable[str]) -> Iterator[Record]:
             continue
         try:
             values = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             values = None
         if not isinstance(values, dict):
             raise SpecError(f"{path}:{number}", line.strip()[:80], "not a JSON object", "Correct or remove the line.")

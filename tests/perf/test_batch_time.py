@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import csv
+import gzip
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paths import SHARED_DATA, needs_shared_data
+from sloguard.perf.batch_time import Batch, BatchTime, Piece
+from sloguard.perf.coefficients import COEFFICIENTS, batch_time, coefficients_for, predicted_pieces
+from sloguard.perf.fit import Sample, fit, residuals
+from sloguard.perf.gpus import GPUS
+from sloguard.perf.models import MODELS
+
+READING = Piece(10e-3, 1e-6, 1e-6, 10e-9, 0.0)
+COMPUTING = Piece(5e-3, 50e-6, 50e-6, 10e-9, 1e-9)
+TWO = BatchTime((READING, COMPUTING))
+
+chunks = st.lists(st.tuples(st.integers(1, 4096), st.integers(0, 8192)), max_size=4).map(tuple)
+batches = st.builds(Batch, chunks, st.integers(0, 512), st.integers(0, 500_000))
+
+
+def test_larger_of_the_pieces_counts():
+    assert TWO.seconds(Batch((), 1, 0)) == pytest.approx(10e-3 + 1e-6)
+    assert TWO.seconds(Batch(((1000, 0),))) == pytest.approx(5e-3 + 1000 * 50e-6 + 500_000 * 1e-9)
+
+
+@given(batches)
+def test_more_work_never_takes_less_time(batch: Batch):
+    more = Batch((*batch.chunks, (16, 0)), batch.decodes + 1, batch.kv_tokens + 100)
+    for row in COEFFICIENTS:
+        model = BatchTime(row.pieces)
+        assert model.seconds(more) >= model.seconds(batch) > 0
+
+
+def test_a_prompt_in_chunks_has_the_attention_of_the_whole():
+    whole = Batch(((1024, 0),)).attention_pairs
+    halves = Batch(((512, 0),)).attention_pairs + Batch(((512, 512),)).attention_pairs
+    assert halves == whole
+
+
+def test_graphs_pad_to_the_next_captured_size_and_not_beyond_the_last():
+    model = BatchTime((COMPUTING,), graph_sizes=(8, 16))
+    assert model.seconds(Batch((), 9, 0)) == pytest.approx(5e-3 + 9 * 50e-6 + 7 * 50e-6)
+    assert model.seconds(Batch((), 16, 0)) == pytest.approx(5e-3 + 16 * 50e-6)
+    assert model.seconds(Batch((), 17, 0)) == pytest.approx(5e-3 + 17 * 50e-6)
+
+
+def test_eager_steps_wait_for_the_launches_until_the_gpu_is_slower():
+    model = BatchTime((COMPUTING,), launch_s=20e-3)
+    assert model.seconds(Batch((), 1, 0)) == 20e-3
+    assert model.seconds(Batch(((2000, 0),))) > 0.1
+
+
+def test_fit_recovers_two_known_pieces():
+    rng = np.random.default_rng(0)
+    grid = [(int(p), int(d), int(d * c)) for p in (0, 32, 128, 512, 2048) for d in (1, 8, 64, 256) for c in (64, 2048)]
+    samples = [
+        Sample(b, TWO.seconds(b) * rng.lognormal(0, 0.005))
+        for p, d, k in grid
+        for b in [Batch(((p, 0),) if p else (), d, k)]
+    ]
+    found = fit(samples)
+    assert found.mape < 0.01
+    assert found.r2 > 0.999
+    slow, fast = sorted(found.model.pieces, key=lambda piece: piece.prefill_token_s, reverse=True)
+    assert slow.prefill_token_s == pytest.approx(COMPUTING.prefill_token_s, rel=0.03)
+    assert fast.base_s == pytest.approx(READING.base_s, rel=0.03)
+
+
+def test_fit_refuses_what_it_cannot_learn_from():
+    with pytest.raises(ValueError, match="too few"):
+        fit([Sample(Batch((), 1, 1), 1.0)] * 5)
+    with pytest.raises(ValueError, match="some time"):
+        fit([Sample(Batch((), 1, 1), 0.0)] * 20)
+
+
+def sample(row: dict[str, str]) -> Sample:
+    prefill = int(row["num_prefill_tokens"])
+    batch = Batch(((prefill, 0),) if prefill else (), int(row["num_decode_tokens"]), int(row["kv_tokens"]))
+    return Sample(batch, float(row["total_ms"]) / 1e3)
+
+
+@needs_shared_data
+@pytest.mark.parametrize(
+    ("gpu", "system", "kernels", "name", "model", "tp"),
+    [
+        ("A100-80GB", "a100_sxm", "0.14.0", "Llama-3.1-8B", "meta-llama/Llama-3.1-8B", 1),
+        ("A100-80GB", "a100_sxm", "0.14.0", "Llama-3.1-70B", "meta-llama/Llama-3.1-70B", 4),
+        ("H100", "h100_sxm", "0.24.0", "Llama-3.1-8B", "meta-llama/Llama-3.1-8B", 1),
+        ("H100", "h100_sxm", "0.24.0", "Llama-3.1-70B", "meta-llama/Llama-3.1-70B", 4),
+        ("H200", "h200_sxm", "0.24.0", "Llama-3.1-8B", "meta-llama/Llama-3.1-8B", 1),
+        ("H200", "h200_sxm", "0.24.0", "Llama-3.1-70B", "meta-llama/Llama-3.1-70B", 4),
+    ],
+)
+def test_shipped_coefficients_and_a_fit_of_half_the_steps_predict_the_measured_ones(
+    gpu: str, system: str, kernels: str, name: str, model: str, tp: int
+):
+    with gzip.open(SHARED_DATA / "perf" / "derived_batch_times_aic_vidur.csv.gz", "rt") as file:
+        rows = [
+            row
+            for row in csv.DictReader(file)
+            if (row["system"], row["vllm_kernels"], row["model"], row["tp"]) == (system, kernels, name, str(tp))
+        ]
+    samples = [sample(row) for row in rows]
+    shipped = residuals(BatchTime(coefficients_for(MODELS[model], GPUS[gpu], tp).pieces), samples)
+    shuffled = [samples[i] for i in np.random.default_rng(0).permutation(len(samples))]
+    half = len(samples) // 2
+    held_out = residuals(fit(shuffled[:half]).model, shuffled[half:])
+    for result in (shipped, held_out):
+        assert result.mape <= 0.05
+        assert result.r2 > 0.95
+
+
+@pytest.mark.parametrize(("eager", "published_ms"), [(False, 431), (True, 1980)])
+def test_published_latency_of_100_tokens(eager: bool, published_ms: float):
+    """SLO-Guard's public trials: Qwen2-1.5B on an A100 40 GB, requests of 100 output tokens, one at a time."""
+    model = batch_time(MODELS["Qwen/Qwen2-1.5B"], GPUS["A100-40GB"], 1, eager=eager)
+    prefill_s = model.seconds(Batch(((20, 0),)))
+    decode_s = sum(model.seconds(Batch((), 1, 20 + k)) for k in range(1, 100))
+    assert (prefill_s + decode_s) * 1e3 == pytest.approx(published_ms, rel=0.15)
+
+
+@pytest.mark.parametrize("row", COEFFICIENTS, ids=lambda row: f"{row.gpu} {row.model}")
+def test_a_prediction_from_shape_is_near_what_was_measured(row):
+    predicted = BatchTime(predicted_pieces(MODELS[row.model], GPUS[row.gpu], row.tp))
+    measured = BatchTime(row.pieces)
+    for batch in (Batch((), 1, 256), Batch((), 64, 65536), Batch(((512, 0),)), Batch(((2048, 0),), 64, 32768)):
+        assert predicted.seconds(batch) == pytest.approx(measured.seconds(batch), rel=0.30)
+
+
+def test_a_finetune_of_a_shipped_model_has_its_coefficients_and_another_model_a_labelled_prediction():
+    tuned = coefficients_for(MODELS["meta-llama/Llama-3.1-8B-Instruct"], GPUS["H100"], 1)
+    assert tuned.model == "meta-llama/Llama-3.1-8B"
+    assert tuned.mape is not None
+    other = coefficients_for(MODELS["Qwen/Qwen2-7B"], GPUS["L4"], 1)
+    assert other.mape is None
+    assert other.source.startswith("predicted")
+
+
+def test_every_row_names_its_source_and_memory_moves_only_what_reads_memory():
+    assert all(row.source for row in COEFFICIENTS)
+    rows = {(row.gpu, row.model): row for row in COEFFICIENTS}
+    small, large = rows["A100-40GB", "Qwen/Qwen2-1.5B"], rows["A100-80GB", "Qwen/Qwen2-1.5B"]
+    for slow, fast in zip(small.pieces, large.pieces, strict=True):
+        assert slow.prefill_token_s == fast.prefill_token_s
+        assert slow.kv_token_s / fast.kv_token_s == pytest.approx(2039 / 1555)
+        assert slow.base_s - fast.base_s == pytest.approx(3.09e9 / 1.555e12 - 3.09e9 / 2.039e12, rel=0.01)
