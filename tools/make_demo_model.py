@@ -2,7 +2,7 @@
 
     python tools/make_demo_model.py demo-tiny [demo-slo ...] [--out models]
 
-Each is a Qwen2 checkpoint in the Hugging Face layout: config, bfloat16 safetensors, a byte-level BPE tokenizer of 1,024
+Each is a Qwen2 checkpoint in the Hugging Face layout: config, 16-bit safetensors, a byte-level BPE tokenizer of 1,024
 tokens and a chat template. Needs numpy only; the same name gives the same bytes on every machine with the same numpy.
 An existing model is left alone, and one is never seen half written: it is built aside and renamed into place.
 """
@@ -38,10 +38,13 @@ class Shape:
     layers: int
     heads: int
     kv_heads: int
+    dtype: str = "bfloat16"
 
 
 MODELS = {
-    "demo-tiny": Shape(128, 256, 2, 4, 2),  # starts fast: start-up, crash and protocol tests
+    # Starts fast: start-up, crash and protocol tests. Not bfloat16: on CPUs with AMX, vLLM 0.32's attention is then an
+    # illegal instruction until a matrix product has asked the kernel for AMX, and these matrices are too small to.
+    "demo-tiny": Shape(128, 256, 2, 4, 2, "float16"),
     "demo-slo": Shape(384, 1024, 32, 6, 2),  # a step's time depends on its tokens, as on a GPU
     "demo-slo-24": Shape(384, 1024, 24, 6, 2),
 }
@@ -69,7 +72,7 @@ def make(name: str, directory: Path) -> Path:
     _write_json(building / "generation_config.json", {"eos_token_id": _id(SPECIAL[2]), "pad_token_id": _id(SPECIAL[0])})
     _write_json(building / "tokenizer.json", _tokenizer())
     _write_json(building / "tokenizer_config.json", _tokenizer_config())
-    _write_safetensors(building / "model.safetensors", _weights(name, shape))
+    _write_safetensors(building / "model.safetensors", _weights(name, shape), shape.dtype)
     building.rename(directory)
     return directory
 
@@ -91,7 +94,7 @@ def _config(shape: Shape) -> dict[str, object]:
         "rope_theta": 10000.0,
         "tie_word_embeddings": True,
         "use_sliding_window": False,
-        "torch_dtype": "bfloat16",
+        "torch_dtype": shape.dtype,
         "bos_token_id": None,
         "eos_token_id": _id(SPECIAL[2]),
         "pad_token_id": _id(SPECIAL[0]),
@@ -124,20 +127,22 @@ def _weights(name: str, shape: Shape) -> dict[str, NDArray[np.float32]]:
     return tensors
 
 
-def _write_safetensors(path: Path, tensors: dict[str, NDArray[np.float32]]) -> None:
-    """bfloat16 (the upper half of a float32) in the safetensors layout: header length, JSON header, raw data."""
+def _write_safetensors(path: Path, tensors: dict[str, NDArray[np.float32]], dtype: str) -> None:
+    """The safetensors layout: header length, JSON header, raw data."""
+    short = {"bfloat16": "BF16", "float16": "F16"}[dtype]
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     start = 0
     for name, tensor in tensors.items():
         end = start + 2 * tensor.size
-        header[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": short, "shape": list(tensor.shape), "data_offsets": [start, end]}
         start = end
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
     with path.open("wb") as file:
         file.write(len(head).to_bytes(8, "little") + head)
         for tensor in tensors.values():
-            file.write((tensor.view(np.uint32) >> 16).astype("<u2").tobytes())
+            upper_half = (tensor.view(np.uint32) >> 16).astype("<u2")  # bfloat16 is a float32 cut in half
+            file.write((upper_half if dtype == "bfloat16" else tensor.astype("<f2")).tobytes())
 
 
 def _byte_letters() -> list[str]:
@@ -148,7 +153,7 @@ def _byte_letters() -> list[str]:
 
 
 def _merges() -> list[tuple[str, str]]:
-    """[765] word starts, then pairs of letters, then of digits, until the vocabulary is full. No corpus, no training."""
+    """[765] word starts, pairs of letters, pairs of digits, until the vocabulary is full. No corpus, no training."""
     letters, space = string.ascii_lowercase, _byte_letters()[ord(" ")]
     pairs = [(space, a) for a in letters] + [(a, b) for a in letters for b in letters]
     pairs += [(a, b) for a in string.digits for b in string.digits]

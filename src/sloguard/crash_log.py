@@ -19,6 +19,7 @@ _PREFIX = re.compile(
     | \[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[.,\d]*(?:Z|[+-]\d\d:?\d\d)?\]?[ ]?      # 2024-04-27 10:13:05
     | \w{3}[ ]+\d{1,2}[ ]\d\d:\d\d:\d\d[ ]\S+[ ][\w.\-/]+\[\d+\]:[ ]               # journald
     | std(?:out|err)[ ][FP][ ]                                                     # Kubernetes
+    | (?P<relay>W-\d+-\S+[ ]MODEL_LOG[ ]-[ ]?|vLLM[ ]STD(?:OUT|ERR):[ ])           # TorchServe, Unsloth
     | [\w.\-/]{1,80}[ ]*\|[ ]                                                      # vllm-1  |, and the | of loguru
     | \|[ ]
     | \[?\b(?P<level>debug|info|warning|warn|error|critical|fatal)\b
@@ -49,9 +50,10 @@ _MARKS = {
     r"|waiting for \d+ (?:local, \d+ remote )?(?:core )?engine (?:core )?proc"
     r"|still waiting for .{0,60}(?:engine|worker|server)",
     "loading": r"loading (?:safetensors|pt|weights|model|checkpoint)|starting to load model",
-    "capturing": r"capture_model|_capture_cudagraph|cuda/graphs\.py|capturing (?:the model|cuda ?graph|batch)",
+    "capturing": r"capture_model|_capture_cudagraph|torch\.cuda\.graph\(|cuda/graphs\.py"
+    r"|capturing (?:the model|cuda ?graph|batch)",
     "under_load": r"run_busy_loop|dumping (?:input|scheduler)|encountered a fatal error|engine\w*deaderror"
-    r"|in output_handler|engine iteration|background (?:loop|task)|engine_step|serving_\w+\.py"
+    r"|in output_handler|engine iteration|background (?:loop|task)|engine_step|serving_\w+\.py|\"post /v1"
     r"|rpc call to (?:execute_model|sample_tokens)|api_router\.py|error in model execution"
     r"|in execute_model|in generate_tokens",
     "starting": r"initialization failed|failed to start|in init_device|in load_model|determine_(?:num_)?available"
@@ -126,7 +128,8 @@ def strip_prefix(line: str) -> tuple[str, str]:
     level = ""
     position = 0
     while found := _PREFIX.match(text, position):
-        level = (found["level"] or found["glog"] or level).lower()  # the innermost: a collector's own comes before it
+        # The innermost level counts; one that a relay wrote before the line it relays says nothing.
+        level = "" if found["relay"] else (found["level"] or found["glog"] or level).lower()
         position = found.end()
     return level, text[position:].rstrip()
 

@@ -35,6 +35,7 @@ class Rule:
     sample: str
     hint: str
     environment: bool = False
+    startup_only: bool = False  # under load the words mean nothing in particular
     compiled: re.Pattern[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -197,7 +198,7 @@ ENVIRONMENT = (
          r"|access to model .{0,200}is restricted|does not appear to have (a|any) file|entrynotfound"
          r"|localentrynotfound|cannot find any model weights|safetensorerror|deserializing header|(can't|cannot"
          r"|unable to|failed to|couldn't) load (the )?(tokenizer|config\w*|model|weights|processor)"
-         r"|cannot find the (config|requested) file|no such file or directory: .{0,200}(safetensors|config\.json"
+         r"|cannot find the requested file|no such file or directory: .{0,200}(safetensors|config\.json"
          r"|\.bin|\.gguf|token\w*|model|param|snapshot|hub)|weight files referenced in index"
          r"|offline mode is enabled|not find (a )?model|model .{0,120}(does not exist|not found)"
          r"|pytorchstreamreader|invalid load key|unpicklingerror|magic number|checkpoint.{0,40}(corrupt|incomplete"
@@ -291,8 +292,9 @@ CONFIG = (
          "`trust_remote_code=True`.",
          "Read the model's code and pass --trust-remote-code, or choose another model.", environment=True),
     Rule(ROOT, STARTUP, "config_invalid",
-         r"quantization method|unknown quantization|quantization.{0,100}(not match|mismatch|not supported"
-         r"|unsupported|invalid)|quant_method|(gptq|awq|marlin|fp8|bitsandbytes|gguf|nvfp4"
+         r"cannot find the config file for|quantization method|unknown quantization"
+         r"|quantization.{0,100}(not match|mismatch|not supported|unsupported|invalid)|quant_method"
+         r"|(gptq|awq|marlin|fp8|bitsandbytes|gguf|nvfp4"
          r"|mxfp4).{0,100}(not supported|unsupported|does not|doesn't|must|only)",
          "Value error, Unknown quantization method: foobar. Must be one of ['awq', 'fp8', 'gptq'].",
          "Choose a --quantization, --dtype and --kv-cache-dtype that the checkpoint and this version of vLLM "
@@ -309,8 +311,8 @@ CONFIG = (
          "101376",
          "The kernel does not fit this GPU: choose another --attention-backend, --block-size or --kv-cache-dtype."),
     Rule(FAMILY, STARTUP, "config_invalid",
-         r"value error, |assertion failed, |validation errors? for \w*(config|args)|input should be",
-         "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig",
+         r"value error, |assertion failed, |input should be",
+         "Value error, Expecting value: line 1 column 1 (char 0) [type=value_error]",
          "Correct the named option: vLLM rejected the configuration before it loaded the model."),
     Rule(FAMILY, STARTUP, "compile_failed",
          r"backendcompilerfailed|inductorerror|compilationerror|torch\._dynamo|torch\._inductor"
@@ -319,7 +321,7 @@ CONFIG = (
          r"|compilation failed",
          "torch._dynamo.exc.BackendCompilerFailed: backend='inductor' raised: CalledProcessError",
          "Start with --enforce-eager, or clear vLLM's and torch's compile caches."),
-    Rule(FAMILY, BY_PHASE, "config_invalid",
+    Rule(FAMILY, STARTUP, "config_invalid",
          r"^\S*(valueerror|notimplementederror|assertionerror|runtimeerror|vllmvalidationerror"
          r"|argumenterror)\W(?!.{0,200}(tensor|shape|dimension|stride)).{0,200}?(not (yet |currently )?(supported"
          r"|compatible|implemented|allowed|valid|available)|unsupported|doe?s(n't| not) support|only supports?"
@@ -329,7 +331,7 @@ CONFIG = (
          r"|choose)|larger than|greater than|smaller than|exceeds?|cannot exceed|mutually exclusive|at least one"
          r"|has been removed|no longer supported|too (large|small|long|many)|doesn't exist|is not a)",
          "NotImplementedError: Concurrent Partial Prefill is not supported.",
-         "Change the option that the message names: this combination is not supported."),
+         "Change the option that the message names: this combination is not supported.", startup_only=True),
     Rule(FAMILY, TIMEOUT, "hang",
          r"timed out|timeouterror|timeout (error|exceeded|expired|reached)",
          "asyncio.exceptions.TimeoutError: deadline passed",
@@ -337,6 +339,10 @@ CONFIG = (
 )  # fmt: skip
 
 CONSEQUENCES = (
+    Rule(AFTERMATH, STARTUP, "config_invalid",
+         r"validation errors? for \w*(config|args)",  # pydantic's headline; the reason stands below it
+         "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig",
+         "Correct the configuration: vLLM rejected it before it loaded the model."),
     Rule(AFTERMATH, BY_PHASE, "engine_dead",
          r"worker exit type|potential root causes",
          "WARNING: A worker died. Worker exit type: SYSTEM_ERROR. There are some potential root causes. (1) SIGKILL",

@@ -85,7 +85,6 @@ WRONG = (
     Wrong("classify: no such log", "classify {tmp}/none.log", ("none.log",)),
     Wrong("classify: a directory", "classify {tmp}", ("{tmp}",)),
     Wrong("classify: no such phase", "classify {tmp}/header.csv --phase night", ("night",)),
-    Wrong("doctor: a Python that isn't there", "doctor --engine-python /no/python", ("/no/python",)),
 )
 
 FILES = {

@@ -57,8 +57,8 @@ def test_a_default_written_out_is_the_default(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("gpu", "batched_tokens", "seqs"),
-    [("A100-40GB", 2048, 256), ("A100-80GB", 2048, 256), ("H100", 8192, 1024), ("H200", 8192, 1024), ("B200", 16384, 1024)],
-)  # fmt: skip
+    [("A100-40GB", 2048, 256), ("A100-80GB", 2048, 256), ("H100", 8192, 1024), ("B200", 16384, 1024)],
+)
 def test_defaults_are_those_of_vllm_on_that_gpu(gpu: str, batched_tokens: int, seqs: int):
     config = SimulatedEngine(SMALL, GPUS[gpu]).default_config()
     assert (config["max_num_batched_tokens"], config["max_num_seqs"]) == (batched_tokens, seqs)

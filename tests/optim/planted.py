@@ -96,9 +96,16 @@ def cliff(config: Config) -> Outcome:
 
 
 def crash_region(config: Config) -> Outcome:
-    """As `cliff`, with a wide crash region: 42 % of uniform draws."""
+    """`smooth` with its peak cut off: crashes with util > 0.75 and seqs > 16, a third of uniform draws."""
     util, seqs = number(config["util"]), number(config["seqs"])
     if util > 0.75 and seqs > 16:
+        return Crashed(OOM)
+    return smooth(config)
+
+
+def crash_aside(config: Config) -> Outcome:
+    """`smooth` with a third of uniform draws crashing away from the peak: what a crash teaches also pays."""
+    if not config["prefix"] and number(config["util"]) > 0.70:
         return Crashed(OOM)
     return smooth(config)
 
@@ -109,10 +116,11 @@ def run(
     evaluate: Evaluate,
     seed: int,
     history: Sequence[Trial] = (),
+    stop: int | None = None,
 ) -> list[Trial]:
-    """What the runner does, without an engine: up to `problem.budget` trials, fewer where the space is used up."""
+    """What the runner does, without an engine: up to `stop` trials (the budget), fewer where the space is used up."""
     trials = list(history)
-    while len(trials) < problem.budget:
+    while len(trials) < (problem.budget if stop is None else stop):
         n = len(trials) + 1
         try:
             proposed = optimizer.propose(trials, stream(seed, "propose", n))

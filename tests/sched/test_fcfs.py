@@ -79,7 +79,7 @@ def test_admission_stops_at_the_first_prompt_that_memory_does_not_hold():
 
 
 def test_watermark_spares_blocks_while_others_run():
-    bounds = limits(tokens=512, watermark=0.5)
+    bounds = limits(tokens=512, watermark_blocks=5)
     assert list(plan(KvCache(10), [], waiting(96, 16), bounds).admit) == ["w0"]
 
 

@@ -77,10 +77,10 @@ def test_who_arrives_during_a_step_joins_the_next():
 @pytest.mark.parametrize("load", [0.3, 0.7])
 def test_waiting_is_that_of_an_m_d_1_queue(load: float):
     """One at a time, one second each, Poisson arrivals: mean wait = load / (2*(1 - load)) seconds."""
-    arrivals = np.cumsum(np.random.default_rng(3).exponential(1 / load, 15_000))
+    arrivals = np.cumsum(np.random.default_rng(3).exponential(1 / load, 25_000))
     lines, _ = serve([ask(i, float(t), 1, 1) for i, t in enumerate(arrivals)], seqs=1, time=ONE_SECOND)
     waits = np.array([line.token_s[0] - line.due_s - 1.0 for line in lines])
-    assert waits.mean() == pytest.approx(load / (2 * (1 - load)), rel=0.06)
+    assert waits.mean() == pytest.approx(load / (2 * (1 - load)), rel=0.08)
 
 
 requests_lists = st.lists(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from itertools import pairwise
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -47,12 +48,22 @@ def main() -> None:
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except typer.TyperException as error:
-        _fail(f"{error.format_message()} Try --help.", EXIT_BAD_INPUT)
+        _fail(f"{_given(error)}{error.format_message()} Try --help.", EXIT_BAD_INPUT)
     except SloguardError as error:
         _fail(str(error), EXIT_BAD_INPUT)
     except (KeyboardInterrupt, typer.Abort):
+        code = EXIT_INTERRUPTED
+    if code == EXIT_INTERRUPTED:
         _fail("interrupted. What was finished is on disk; `tune --resume` goes on from there.", EXIT_INTERRUPTED)
     sys.exit(code or 0)
+
+
+def _given(error: typer.TyperException) -> str:
+    """`--flag = 'value': ` for a value that could not be read; typer's own message names only the flag."""
+    names: list[str] = getattr(getattr(error, "param", None), "opts", [])
+    words = [part for word in sys.argv[1:] for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    given = [value for name, value in pairwise(words) if name in names]
+    return f"{names[-1]} = {given[-1]!r}: " if given else ""
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:

@@ -41,6 +41,7 @@ UNIFORM, NEAR = 192, 96  # candidates drawn over the whole space, and around the
 NEAR_SIGMA, NEAR_STRUCT = 0.1, 0.3
 MC_SAMPLES = 64
 SOBOL_POINTS = 32
+FIT_OPTIONS = {"ftol": 1e-5}  # of the log likelihood: finer changes no choice and takes three times as long
 
 
 RAN, CRASHED = -0.5, 1.5  # a guess above 0 is avoided: a chance of one in four to crash is too much for a restart
@@ -188,5 +189,5 @@ def _fitted(data: Data):
 
     x, y = torch.from_numpy(data.x), torch.from_numpy(data.y)[:, None]
     model = SingleTaskGP(x, y, outcome_transform=Standardize(m=1))
-    fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+    fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model), optimizer_kwargs={"options": FIT_OPTIONS})
     return model

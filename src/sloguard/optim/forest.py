@@ -1,9 +1,10 @@
-"""A random forest that guesses how good a config is, asked only while its out-of-bag score says that it can."""
+"""Random forests that guess how a config will do, asked only while their out-of-bag score says that they can."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +12,11 @@ from sklearn.ensemble import RandomForestRegressor
 
 from sloguard.optim.base import CRASH_VIOLATION, Goal, place, violation
 from sloguard.space.space import Space
-from sloguard.trial import Config, Trial
+from sloguard.trial import Config, Measured, Trial
 
 OOB_GATE = 0.3  # out-of-bag R² below which the forest is not consulted
 MIN_TRIALS = 8
-TREES = 64  # a sample is in the bag of all of them with chance 0.63^64, so each has an out-of-bag guess
+TREES = 40  # a sample is in the bag of all of them with chance 0.63^40, so each has an out-of-bag guess
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +25,27 @@ class Forest:
     model: RandomForestRegressor
 
     def guess(self, configs: Sequence[Config]) -> NDArray[np.float64]:
-        """[n] expected merit: above 0 is feasible, -1 a crash."""
-        guess: NDArray[np.float64] = self.model.predict(_features(configs, self.space))  # pyright: ignore[reportAssignmentType]
+        """[n] what the forest was fitted to, at each config."""
+        guess: Any = self.model.predict(_features(configs, self.space))
         return guess
 
 
-def trusted_forest(trials: Sequence[Trial], space: Space, goal: Goal, rng: np.random.Generator) -> Forest | None:
-    """A forest fitted to `trials`; None with fewer than 8, with one kind of outcome, or with a score below the gate."""
+def merit_forest(trials: Sequence[Trial], space: Space, goal: Goal, rng: np.random.Generator) -> Forest | None:
+    """Guesses `merits`; None where it can't be trusted."""
+    return _trusted(trials, merits(trials, goal), space, rng)
+
+
+def crash_forest(trials: Sequence[Trial], space: Space, rng: np.random.Generator) -> Forest | None:
+    """Guesses the chance of a crash; None where it can't be trusted."""
+    crashed = np.array([not isinstance(trial.outcome, Measured) for trial in trials], dtype=np.float64)
+    return _trusted(trials, crashed, space, rng)
+
+
+def _trusted(
+    trials: Sequence[Trial], target: NDArray[np.float64], space: Space, rng: np.random.Generator
+) -> Forest | None:
+    """A fitted forest; None with fewer than 8 trials, with nothing to tell apart, or with a score below the gate."""
     seed = int(rng.integers(2**31))  # drawn in any case: what follows must not depend on the gate
-    target = merits(trials, goal)
     if len(trials) < MIN_TRIALS or np.ptp(target) == 0:
         return None
     model = RandomForestRegressor(n_estimators=TREES, min_samples_leaf=2, oob_score=True, random_state=seed)

@@ -21,7 +21,7 @@ class AnnealThenTpe:
 
     def propose(self, history: Sequence[Trial], rng: np.random.Generator) -> Config:
         if handed_over(history, self.problem.budget):
-            return Tpe(self.problem, random_first=0).propose(history, rng)
+            return Tpe(self.problem, random_first=0, wary=True).propose(history, rng)
         return ThermalAnnealing(self.problem, INITIAL).propose(history, rng)
 
 

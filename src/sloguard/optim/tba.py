@@ -19,7 +19,7 @@ import numpy as np
 
 from sloguard.optim.base import Goal, Problem, place, taught, violation
 from sloguard.optim.blacklist import blacklist
-from sloguard.optim.forest import trusted_forest
+from sloguard.optim.forest import merit_forest
 from sloguard.optim.fresh import first_fresh
 from sloguard.optim.kde import Kde, good_and_rest
 from sloguard.rng import stream
@@ -37,6 +37,7 @@ P_STRUCT = (0.5, 0.15)  # chance to move a choice instead of a number: from the 
 MISS_SCALE = 0.1  # violations are relative, so a tenth of a limit is 0.1
 ELITE_EVERY, ELITE_UNTIL = 12, 0.7  # back to the best point every 12 trials, within this share of the budget
 KDE_FEASIBLE = 8  # feasible trials from which densities of good and other points are worth having
+KDE_SHARE = 0.5  # of the proposals that they rank: densities alone would never leave the place they know
 POOL = 32  # candidates a proposal chooses from
 KEPT_SHARE = 0.25  # of the pool that a trusted forest lets through
 
@@ -118,8 +119,8 @@ class ThermalAnnealing:
     def _ranked(self, trials: Sequence[Trial], step: int, rng: np.random.Generator) -> list[Config]:
         """Candidates, the most wanted first: not blacklisted, then let through by the forest, then by density ratio."""
         space, goal = self.problem.space, self.problem.goal
-        forest = trusted_forest(trials, space, goal, rng)
-        densities = _densities(trials, space, goal)
+        forest = merit_forest(trials, space, goal, rng)
+        densities = _densities(trials, space, goal) if rng.random() < KDE_SHARE else None
         state = walk(trials, goal, self.problem.budget)
         pool: list[Config] = []
         if state.current is not None and isinstance(state.current.outcome, Measured):

@@ -9,7 +9,7 @@ What Optuna 5.0 makes of a log, and what follows for us:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,31 +18,45 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from sloguard.optim.base import CRASH_VIOLATION, Goal, Problem, constraints, place, taught, violation
+from sloguard.optim.forest import Forest, crash_forest
 from sloguard.optim.fresh import first_fresh
 from sloguard.space.knobs import Categorical, Float, Int, Knob
 from sloguard.space.space import Space, is_active
 from sloguard.trial import Config, Measured, Trial, Value
 
-DRAWS = 32  # Optuna is asked so often for something new before uniform draws take over
+DRAWS = 16  # Optuna is asked so often for something new before uniform draws take over
+CRASH_CHANCE = 0.25  # what a wary draw may risk: a crash costs a restart and tells less than a measurement
 COLD_START_TRIALS = 10  # Optuna's own default: so many random trials before the model is used
 
 
 @dataclass(frozen=True, slots=True)
 class Tpe:
-    """TPE over the whole log; with fewer than `random_first` trials to learn from it draws at random."""
+    """TPE over the whole log; with fewer than `random_first` trials to learn from it draws at random.
+
+    With `wary`, of several draws the first is taken that a forest, once it can be trusted, thinks will not crash:
+    the model itself keeps drawing beyond the edge of a crash region when the best trials lie along it.
+    """
 
     problem: Problem
     random_first: int = COLD_START_TRIALS
+    wary: bool = False
 
     def propose(self, history: Sequence[Trial], rng: np.random.Generator) -> Config:
         with _quiet():
             study = _study(self.problem, history, self.random_first, int(rng.integers(2**32)))
-            # A draw that is not used stays behind as a running trial, and the sampler avoids the place of those.
-            return first_fresh(self.problem, history, rng, (_ask(study, self.problem.space) for _ in range(DRAWS)))
+            draws = (_ask(study, self.problem.space) for _ in range(DRAWS))
+            forest = crash_forest(taught(history), self.problem.space, rng) if self.wary else None
+            return first_fresh(self.problem, history, rng, draws if forest is None else self._safest(draws, forest))
+
+    def _safest(self, draws: Iterable[Config], forest: Forest) -> list[Config]:
+        """The draws in order, but those likely to crash last, the likeliest at the end."""
+        configs = list(draws)
+        chance = forest.guess([self.problem.repair(config) for config in configs])
+        return [configs[i] for i in np.argsort(np.where(chance <= CRASH_CHANCE, 0.0, chance), kind="stable")]
 
 
 def _study(problem: Problem, history: Sequence[Trial], random_first: int, seed: int) -> optuna.Study:
-    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=random_first)
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=random_first, constant_liar=False)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for trial in taught(history):
         if _placed(trial, problem.space):

@@ -70,25 +70,31 @@ def study_report(results: Results, command: Sequence[str], simulated: bool) -> R
 def _verdict(results: Results) -> Text:
     best, default = results.best, results.default
     if best is None:
-        check = binding_check(results.closest)
-        if check is None:
-            return Text(f"No config served: all {len(results.trials)} trials failed.", "bold red")
-        measured = check.measured_s
-        would = "" if measured in (None, float("inf")) else f" It would be kept at {measured * 1000:.0f} ms."
-        text = f"No config keeps the promise. Closest: trial {results.closest.number}; binding: {check_text(check)}.{would}"
-        return Text(text, "bold yellow")
+        return _infeasible(results)
     score = score_text(results.goal.score(best), results.goal)
-    if default is best:
-        return Text(f"Keep the default: no config tried beats it ({score}).", "bold green")
     if default is None:
         return Text(f"Deploy trial {best.number}: {score} within the SLOs.", "bold green")
+    if default is best:
+        return Text(f"Keep the default: no config tried beats it ({score}).", "bold green")
     if results.gain is None:
         why = "crashes" if isinstance(default.outcome, Crashed) else "misses the SLOs"
         return Text(f"Deploy trial {best.number}: {score} within the SLOs; the default {why}.", "bold green")
+    gain = f"{score} within the SLOs, {results.gain:+.1%} over the default"
     if results.gain < RUN_TO_RUN_NOISE:
-        text = f"Best: trial {best.number}, {score} within the SLOs, {results.gain:+.1%} over the default: "
-        return Text(text + "no more than runs differ by chance, so the default is as good a choice.", "bold green")
-    return Text(f"Deploy trial {best.number}: {score} within the SLOs, {results.gain:+.1%} over the default.", "bold green")
+        chance = "no more than runs differ by chance, so the default is as good a choice."
+        return Text(f"Best: trial {best.number}, {gain}: {chance}", "bold green")
+    return Text(f"Deploy trial {best.number}: {gain}.", "bold green")
+
+
+def _infeasible(results: Results) -> Text:
+    """Names the closest config, the promise that binds and what would be kept."""
+    closest, check = results.closest, binding_check(results.closest)
+    if closest is None or check is None:
+        return Text(f"No config served: all {len(results.trials)} trials failed.", "bold red")
+    kept = check.measured_s is not None and check.measured_s < float("inf")
+    would = f" It would be kept at {check.measured_s * 1000:.0f} ms." if kept and check.measured_s else ""
+    text = f"No config keeps the promise. Closest: trial {closest.number}; binding: {check_text(check)}.{would}"
+    return Text(text, "bold yellow")
 
 
 def _comparison(results: Results) -> Table:

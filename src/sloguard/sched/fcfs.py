@@ -46,7 +46,6 @@ class Fcfs:
             return Plan(tokens, evict=tuple(job.id for job in evicted))
 
         admitted: dict[str, int] = {}
-        watermark_blocks = int(limits.watermark * kv.blocks)
         for job in view.waiting:
             if budget <= 0 or len(running) + len(admitted) >= limits.max_num_seqs:
                 break
@@ -55,7 +54,7 @@ class Fcfs:
             if wanted > budget and not limits.enable_chunked_prefill:
                 break
             wanted = min(wanted, budget)
-            spare = watermark_blocks if running or admitted else 0
+            spare = limits.watermark_blocks if running or admitted else 0
             if not kv.admit(job, cached, wanted, whole=limits.scheduler_reserve_full_isl, spare_blocks=spare):
                 break
             admitted[job.id] = cached

@@ -13,8 +13,8 @@ from sloguard.sched.plan import Plan
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The engine's own bounds on a step, named as vLLM names them. A threshold of 0 is none; `watermark` is the share
-    of KV blocks that admission leaves free while others run.
+    """The engine's own bounds on a step, named as vLLM names them. A threshold of 0 is none; admission leaves
+    `watermark_blocks` free while others run.
     """
 
     max_num_seqs: int
@@ -22,7 +22,7 @@ class Limits:
     max_model_len: int
     enable_chunked_prefill: bool = True
     long_prefill_token_threshold: int = 0
-    watermark: float = 0.0
+    watermark_blocks: int = 0
     scheduler_reserve_full_isl: bool = True  # a prompt is admitted only if all of it fits the free KV blocks
 
 

@@ -44,15 +44,15 @@ class Settings:
         steps = (1, 2, 4, *range(8, 256, 8), *range(256, largest + 1, 16))
         return tuple(size for size in steps if size <= largest)
 
-    @property
-    def limits(self) -> Limits:
+    def limits(self, kv_blocks: int) -> Limits:
+        """With `kv_blocks` usable blocks; vLLM's watermark is a share of those and its placeholder."""
         return Limits(
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
             max_model_len=self.max_model_len,
             enable_chunked_prefill=self.enable_chunked_prefill,
             long_prefill_token_threshold=self.long_prefill_token_threshold,
-            watermark=self.watermark,
+            watermark_blocks=int(self.watermark * (kv_blocks + 1)),
         )
 
 

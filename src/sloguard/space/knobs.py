@@ -90,13 +90,13 @@ class Float:
         return _to_unit(_number(value), self.low, self.high, self.log)
 
     def decode(self, unit: float) -> float:
-        return self._rounded(_from_unit(unit, self.low, self.high, self.log))
+        return self._clip(float(f"{_from_unit(unit, self.low, self.high, self.log):.{FLOAT_DIGITS}g}"))
 
     def accepts(self, value: Value) -> bool:
         return _is_number(value)
 
     def fit(self, value: Value) -> float:
-        return self._rounded(_number(value))
+        return self._clip(_number(value))
 
     def legal(self, value: Value) -> bool:
         return _is_number(value) and self.low <= value <= self.high
@@ -107,8 +107,8 @@ class Float:
             raise ValueError(f"{self.name} is continuous")
         return (self.low,)
 
-    def _rounded(self, value: float) -> float:
-        return min(max(float(f"{value:.{FLOAT_DIGITS}g}"), float(self.low)), float(self.high))
+    def _clip(self, value: float) -> float:
+        return min(max(value, float(self.low)), float(self.high))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,12 @@ Every step is a function of the log, so a study that was killed and resumed equa
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sloguard.contract import Contract
-from sloguard.crash import Crash, classify
+from sloguard.crash import Crash, diagnose
 from sloguard.engine.base import Engine, OnPhase, ignore_phase
 from sloguard.errors import EngineCrash, SloguardError
 from sloguard.metrics import summarise
@@ -29,7 +29,7 @@ from sloguard.rng import stream
 from sloguard.space.repair import Repaired
 from sloguard.space.space import Space
 from sloguard.study.log import StudyLog
-from sloguard.trial import Avoided, Config, Crashed, Measured, Outcome, Refused, Trial
+from sloguard.trial import Avoided, Config, Crashed, Measured, Outcome, Refused, Trial, Value
 
 REFUSALS_PER_TRIAL = 20  # proposals the guard may turn down before the trial itself is recorded as refused
 ENVIRONMENT_ATTEMPTS = 3  # a port or a network hiccup is tried again; what persists is the user's to mend
@@ -87,10 +87,7 @@ def run_study(
             return
         on_trial(number, proposal)
         trial = _attempt(study, proposal, number, log.directory / "trials" / f"{number:03d}", on_phase)
-        if _is_environment(trial) and not any(isinstance(t.outcome, Measured) for t in history):
-            raise EnvironmentFault(trial.outcome.crash)  # type: ignore[union-attr]
-        if _is_environment(trial) and _is_environment(history[-1]):
-            raise EnvironmentFault(trial.outcome.crash)  # type: ignore[union-attr]
+        _stop_if_nothing_can_run(trial, history)
         log.append(trial)
         history.append(trial)
         yield trial
@@ -137,7 +134,7 @@ def _attempt(study: Study, proposal: Proposal, number: int, trial_dir: Path, on_
             run = study.engine.run(proposal.config, study.requests, _emptied(trial_dir), on_phase)
         except EngineCrash as error:
             cost_s += error.cost_s
-            crash = classify(error.evidence)
+            crash = diagnose(error.evidence)
             if crash.environment and attempt < ENVIRONMENT_ATTEMPTS:
                 continue
             return trial(Crashed(crash), cost_s)
@@ -146,13 +143,22 @@ def _attempt(study: Study, proposal: Proposal, number: int, trial_dir: Path, on_
     raise AssertionError("unreachable: the last attempt returns")
 
 
-def _resolved(config: Config, effective: Config, space: Space) -> Config:
+def _resolved(config: Config, effective: Mapping[str, Value], space: Space) -> Config:
     """The config as it ran. An engine that was started without overrides says itself which values it chose."""
     return config or Config({name: effective[name] for name in space.names if name in effective})
 
 
-def _is_environment(trial: Trial) -> bool:
-    return isinstance(trial.outcome, Crashed) and trial.outcome.crash.environment
+def _stop_if_nothing_can_run(trial: Trial, history: Sequence[Trial]) -> None:
+    """A fault of the machine ends the study if nothing ever ran, or if it is the second in a row."""
+    fault = _environment_fault(trial)
+    measured = any(isinstance(t.outcome, Measured) for t in history)
+    if fault is not None and (not measured or _environment_fault(history[-1]) is not None):
+        raise EnvironmentFault(fault)
+
+
+def _environment_fault(trial: Trial) -> Crash | None:
+    crash = trial.outcome.crash if isinstance(trial.outcome, Crashed) else None
+    return crash if crash is not None and crash.environment else None
 
 
 def _emptied(path: Path) -> Path:
