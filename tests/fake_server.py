@@ -53,6 +53,7 @@ class FakeServer:
     ) -> None:
         self.answer = answer or stream()
         self.preflight = preflight or stream()
+        self.longest_body_bytes = float("inf")  # a longer one ends the connection unread
         self.seen: list[Seen] = []
         self.connections: list[socket.socket] = []
         outer = self
@@ -106,6 +107,8 @@ class FakeServer:
         head, _, body = data.partition(b"\r\n\r\n")
         first, *lines = head.decode().split("\r\n")
         headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+        if int(headers["content-length"]) > self.longest_body_bytes:
+            return False
         while len(body) < int(headers["content-length"]):
             body += sock.recv(65536)
         seen = Seen(head + b"\r\n\r\n" + body, first.split()[1], headers, json.loads(body), arrived_s)

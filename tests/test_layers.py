@@ -36,7 +36,6 @@ HOMES = {
     "botorch": {"optim/constrained.py"},
     "torch": {"optim/constrained.py"},
     "sklearn": {"optim/forest.py"},
-    "aiohttp": {"load/client.py"},
     "pynvml": {"engine/gpu_detect.py", "engine/gpu_memory.py"},
     "typer": {"cli/*"},
 }

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from optim import planted
 
+from optim import planted
 from sloguard.errors import MissingExtra
 from sloguard.optim import OPTIMIZERS
 from sloguard.optim.base import Exhausted, Goal, Optimizer, Problem, best
@@ -139,43 +139,50 @@ def test_a_fault_of_the_environment_teaches_nothing(name: str) -> None:
     history = list(studied(name, 1)[:10])
     elsewhere = Config({"dtype": "fp16", "seqs": 5, "tokens": 513, "util": 0.61, "eager": True, "prefix": False})
     fault = Trial(11, elsewhere, elsewhere, Crashed(planted.PORT), 1.0)
-    crash = Trial(11, elsewhere, elsewhere, Crashed(planted.OOM), 1.0)
-    ask = optimizer(name, planted.problem(budget=10**6))
-    after = {
-        label: ask.propose(log, stream(1, "propose", 12))
-        for label, log in (("none", history), ("fault", [*history, fault]), ("crash", [*history, crash]))
-    }
-    assert after["fault"] == after["none"] or name == "constrained-bo"
+    ask = optimizer(name, planted.problem(budget=10**6))  # far from its end: where in the budget it is doesn't matter
+    draws = [ask.propose(log, stream(1, "propose", 12)) for log in (history, [*history, fault])]
+    assert draws[0] == draws[1]
+
+
+@cache
+def late_crashes(name: str, evaluate: planted.Evaluate, seeds: int) -> float:
+    """Share of the last third of 30 trials."""
+    shares: list[float] = []
+    for seed in range(seeds):
+        problem = planted.problem(budget=30)
+        trials = planted.run(optimizer(name, problem), problem, evaluate, seed)
+        shares.append(float(np.mean([isinstance(trial.outcome, Crashed) for trial in trials[20:]])))
+    return float(np.mean(shares))
+
+
+@cache
+def found(name: str, seeds: int) -> float:
+    """Mean of the best goodput after 30 trials."""
+    scores: list[float] = []
+    for seed in range(seeds):
+        problem = planted.problem(budget=30)
+        trial = best(planted.run(optimizer(name, problem), problem, planted.smooth, seed), Goal())
+        assert trial is not None
+        scores.append(Goal().score(trial) or 0.0)
+    return float(np.mean(scores))
 
 
 @learning
 def test_a_crash_region_is_learnt(name: str) -> None:
-    """42 % of uniform draws crash; in the last third of 30 trials clearly fewer do than with random search."""
+    """A third of uniform draws crash, so random search never falls far below that."""
+    seeds = 1 if name in SLOW else 3
+    assert late_crashes(name, planted.crash_aside, seeds) < 0.5 * late_crashes("random", planted.crash_aside, 20)
 
-    def late_crashes(which: str, seeds: range) -> float:
-        share: list[float] = []
-        for seed in seeds:
-            problem = planted.problem(budget=30)
-            trials = planted.run(optimizer(which, problem), problem, planted.crash_region, seed)
-            share.append(float(np.mean([isinstance(t.outcome, Crashed) for t in trials[20:]])))
-        return float(np.mean(share))
 
-    seeds = range(2) if name in SLOW else range(6)
-    assert late_crashes(name, seeds) <= 0.75 * late_crashes("random", range(12))
+@pytest.mark.parametrize("name", ["tba", "tba-tpe"])
+def test_an_edge_is_respected_though_the_best_configs_lie_along_it(name: str) -> None:
+    """What plain TPE doesn't do: it crashes there as often as random search."""
+    assert late_crashes(name, planted.crash_region, 3) < 0.7 * late_crashes("random", planted.crash_region, 20)
 
 
 @learning
 def test_it_finds_more_than_random_search(name: str) -> None:
-    def found(which: str, seeds: range) -> float:
-        scores: list[float] = []
-        for seed in seeds:
-            problem = planted.problem(budget=30)
-            trial = best(planted.run(optimizer(which, problem), problem, planted.smooth, seed), Goal())
-            scores.append(Goal().score(trial) or 0.0 if trial else 0.0)
-        return float(np.mean(scores))
-
-    seeds = range(2) if name in SLOW else range(6)
-    assert found(name, seeds) > found("random", range(12))
+    assert found(name, 1 if name in SLOW else 4) > found("random", 20) + 2.0
 
 
 def test_a_missing_package_is_named_when_the_optimizer_is_built(monkeypatch: pytest.MonkeyPatch) -> None:

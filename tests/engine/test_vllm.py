@@ -87,7 +87,8 @@ def with_marker(marker: bytes) -> list[int]:
 
 
 def shared_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").iterdir()}
+    """Blocks of the kind that vLLM passes messages through."""
+    return {path.name for path in Path("/dev/shm").glob("psm_*")}
 
 
 def server_processes() -> dict[str, psutil.Process]:

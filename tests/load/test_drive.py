@@ -164,6 +164,15 @@ def test_what_goes_wrong_is_told_apart(answer, end, message, tokens):
     assert timeline.output_tokens == tokens
 
 
+def test_a_server_that_hangs_up_while_a_long_prompt_is_being_sent_costs_that_request_only():
+    long = Request("long", 0.0, (Stage(3_000_000, 2),))
+    with FakeServer() as server:
+        server.longest_body_bytes = 100_000
+        first, *others = run(server, [long, *requests(10)]).timelines
+    assert first.end is End.FAILED
+    assert {t.end for t in others} == {End.COMPLETED}
+
+
 def test_a_request_without_a_complete_answer_in_time_is_given_up():
     timeline = run_one(never_ending, request_timeout_s=0.2)
     assert timeline.end is End.TIMED_OUT

@@ -1,5 +1,5 @@
 """Many HTTP exchanges at once on one thread: an epoll loop without tasks, so that little stands between a due instant
-and the system call that sends. Measured beside aiohttp, httpx and asyncio by benchmarks/load_client.py.
+and the system call that sends. Measured beside aiohttp and asyncio by benchmarks/load_client.py.
 
 Proxies, redirects and compression are not followed: what is measured is the server at the given address.
 """
@@ -224,7 +224,7 @@ class Client:
         if mask & WRITE and connection.unsent is not None:
             self._epoll.modify(connection.sock.fileno(), READ)
             self._send_rest(connection)
-        if mask & ~WRITE:
+        if mask & ~WRITE and connection.sock.fileno() >= 0:  # unless sending the rest just failed
             at_s = perf_counter()
             while self._read(connection, at_s):
                 pass

@@ -58,12 +58,13 @@ def merits(trials: Sequence[Trial], goal: Goal) -> NDArray[np.float64]:
     scores = [goal.score(t) if t.feasible else None for t in trials]
     known = [s for s in scores if s is not None]
     low, spread = (min(known), max(known) - min(known)) if known else (0.0, 0.0)
-    return np.array(
-        [
-            0.5 + 0.5 * ((s - low) / spread if spread else 1.0) if s is not None else -violation(t) / CRASH_VIOLATION
-            for s, t in zip(scores, trials, strict=True)
-        ]
-    )
+    merit: list[float] = []
+    for trial, score in zip(trials, scores, strict=True):
+        if score is None:
+            merit.append(-violation(trial) / CRASH_VIOLATION)
+        else:
+            merit.append(0.5 + 0.5 * (score - low) / spread if spread else 1.0)
+    return np.array(merit)
 
 
 def _features(configs: Sequence[Config], space: Space) -> NDArray[np.float64]:

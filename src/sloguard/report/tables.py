@@ -77,7 +77,8 @@ def _verdict(results: Results) -> Text:
     if default is best:
         return Text(f"Keep the default: no config tried beats it ({score}).", "bold green")
     if results.gain is None:
-        why = "crashes" if isinstance(default.outcome, Crashed) else "misses the SLOs"
+        check = binding_check(default)
+        why = f"misses them ({check_text(check)})" if check else "does not start"
         return Text(f"Deploy trial {best.number}: {score} within the SLOs; the default {why}.", "bold green")
     gain = f"{score} within the SLOs, {results.gain:+.1%} over the default"
     if results.gain < RUN_TO_RUN_NOISE:

@@ -73,7 +73,7 @@ class Space:
         return self.decode(rng.random(len(self.knobs)))
 
     def activate(self, config: Mapping[str, Value]) -> Config:
-        """Drops what is no active knob or no choice of it, clips numbers (whole ones for an integer); adds nothing. Idempotent."""
+        """Drops what is no active knob or no choice of it, clips and rounds numbers; adds nothing. Idempotent."""
         kept: dict[str, Value] = {}
         for knob in self.knobs:
             if knob.name in config and is_active(knob, kept) and knob.accepts(config[knob.name]):

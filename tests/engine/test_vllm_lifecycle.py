@@ -1,0 +1,250 @@
+"""The vLLM engine's own work - start, judge, stop, record - over a fake server that fails on request."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sloguard.engine import vllm_server
+from sloguard.engine.base import EngineSetup, Timeouts
+from sloguard.engine.processes import RUN_ID, STATE_DIR
+from sloguard.engine.vllm import VllmEngine
+from sloguard.engine.vllm_install import find_vllm
+from sloguard.errors import EngineCrash, SpecError
+from sloguard.request import End, Request, Stage
+from sloguard.trial import Config
+
+FAKE = Path(__file__).with_name("fake_vllm.py")
+QUICK = Timeouts(request_s=2, trial_s=20, server_start_s=30, first_start_s=30, preflight_s=1.5)
+LOAD = [Request(f"r{i}", i * 0.01, (Stage(4, 5),)) for i in range(10)]
+
+MakeEngine = Callable[..., VllmEngine]
+
+
+@pytest.fixture
+def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An executable that behaves like a Python with vLLM."""
+    monkeypatch.setenv(STATE_DIR, str(tmp_path / "state"))
+    (tmp_path / "trial").mkdir()
+    script = tmp_path / "python"
+    script.write_text(f"#!/bin/sh\nexec '{sys.executable}' '{FAKE}' \"$@\"\n")
+    script.chmod(0o755)
+    return str(script)
+
+
+@pytest.fixture
+def make_engine(python: str, monkeypatch: pytest.MonkeyPatch) -> MakeEngine:
+    def make(fault: str = "", timeouts: Timeouts = QUICK) -> VllmEngine:
+        monkeypatch.setenv("FAKE_VLLM_FAULT", fault)
+        return VllmEngine("org/model", python=python, fixed={"dtype": "float16"}, timeouts=timeouts)
+
+    return make
+
+
+def record(tmp_path: Path) -> dict[str, object]:
+    return json.loads((tmp_path / "trial" / "run.json").read_text())
+
+
+def left(tmp_path: Path) -> list[str]:
+    marker = f"{RUN_ID}={record(tmp_path)['run_id']}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and marker in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(entry.name)
+        except OSError:
+            continue
+    return found
+
+
+def crash(engine: VllmEngine, tmp_path: Path) -> EngineCrash:
+    with pytest.raises(EngineCrash) as caught:
+        engine.run(Config({"max_num_seqs": 8}), LOAD, tmp_path / "trial")
+    assert left(tmp_path) == []
+    assert record(tmp_path)["crashed_during"] == caught.value.evidence.phase
+    assert caught.value.cost_s > 0
+    return caught.value
+
+
+def test_a_run_that_works(make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    engine = make_engine()
+    phases: list[str] = []
+    run = engine.run(Config({"max_num_seqs": 8, "enforce_eager": False}), LOAD, tmp_path / "trial", phases.append)
+    assert [t.end for t in run.timelines] == [End.COMPLETED] * len(LOAD)
+    assert [t.request for t in run.timelines] == LOAD
+    assert (phases[0], phases[-1]) == ("starting", "stopping")
+    log = (tmp_path / "trial" / "engine.log").read_text()
+    assert "serve org/model --dtype float16 --enforce-eager" not in log
+    assert "serve org/model --dtype float16" in log
+    assert "--no-enforce-eager" in log
+    assert "usage stats 1" in log
+    assert "secret" not in log + json.dumps(record(tmp_path))
+    assert left(tmp_path) == []
+
+
+def test_the_first_start_of_a_model_is_given_longer(make_engine: MakeEngine, tmp_path: Path) -> None:
+    engine = make_engine(timeouts=Timeouts(server_start_s=0.0, first_start_s=30))
+    engine.run(Config(), LOAD, tmp_path / "trial")
+    assert record(tmp_path)["first_start"] is True
+    again = crash(engine, tmp_path)
+    assert record(tmp_path)["first_start"] is False
+    assert again.evidence.timed_out
+
+
+def test_a_server_that_exits_at_once(make_engine: MakeEngine, tmp_path: Path) -> None:
+    evidence = crash(make_engine("cannot-start"), tmp_path).evidence
+    assert (evidence.phase, evidence.exit_code, evidence.signal, evidence.timed_out) == ("startup", 1, None, False)
+    assert "must be greater than or equal to max_num_seqs" in evidence.log_tail
+
+
+def test_a_server_that_never_gets_ready(make_engine: MakeEngine, tmp_path: Path) -> None:
+    evidence = crash(make_engine("never-ready", Timeouts(first_start_s=1.0)), tmp_path).evidence
+    assert (evidence.phase, evidence.exit_code, evidence.timed_out) == ("startup", None, True)
+
+
+def test_healthy_is_not_serving(make_engine: MakeEngine, tmp_path: Path) -> None:
+    evidence = crash(make_engine("healthy-but-dead"), tmp_path).evidence
+    assert (evidence.phase, evidence.timed_out) == ("startup", True)
+    assert '"GET /health HTTP/1.1" 200' in evidence.log_tail
+
+
+def test_exit_code_zero_is_not_health(make_engine: MakeEngine, tmp_path: Path) -> None:
+    evidence = crash(make_engine("engine-dead"), tmp_path).evidence
+    assert (evidence.phase, evidence.exit_code, evidence.timed_out) == ("startup", 0, False)
+
+
+def test_a_server_that_dies_under_load(make_engine: MakeEngine, tmp_path: Path) -> None:
+    evidence = crash(make_engine("dies-under-load"), tmp_path).evidence
+    assert (evidence.phase, evidence.exit_code, evidence.timed_out) == ("load", 0, False)
+    assert "EngineDeadError" in evidence.log_tail
+
+
+def test_a_server_that_hangs_under_load(make_engine: MakeEngine, tmp_path: Path) -> None:
+    evidence = crash(make_engine("hangs-under-load"), tmp_path).evidence
+    assert (evidence.phase, evidence.exit_code, evidence.timed_out) == ("load", None, True)
+
+
+def test_a_failed_request_of_a_live_server_is_a_result(make_engine: MakeEngine, tmp_path: Path) -> None:
+    run = make_engine("fails-a-request").run(Config(), LOAD, tmp_path / "trial")
+    assert sum(t.end is End.FAILED for t in run.timelines) == 1
+    assert sum(t.end is End.COMPLETED for t in run.timelines) == len(LOAD) - 1
+
+
+def test_a_model_that_does_not_complete_is_the_users_error(make_engine: MakeEngine, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="this model does not complete"):
+        make_engine("refuses").run(Config(), LOAD, tmp_path / "trial")
+    assert left(tmp_path) == []
+
+
+def test_an_interrupt_stops_even_a_stubborn_server(
+    make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sloguard.engine.vllm.GRACE_S", 0.2)
+
+    def interrupt(phase: str) -> None:
+        if phase == "loading":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_engine("stubborn").run(Config(), LOAD, tmp_path / "trial", interrupt)
+    assert left(tmp_path) == []
+    assert record(tmp_path)["signal"] == 9
+
+
+def test_only_the_end_of_a_long_log_is_evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_server, "LOG_TAIL_BYTES", 20)
+    log = tmp_path / "log"
+    log.write_bytes(b"early\n" * 100 + "the é cause".encode())
+    server = vllm_server.VllmServer(process=None, port=0, log=log, preflight_s=1)  # type: ignore[arg-type]
+    assert server.log_tail().endswith("the é cause")
+    assert len(server.log_tail().encode()) <= 22
+
+
+def test_a_free_port_is_outside_the_range_of_outgoing_connections() -> None:
+    low, _ = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    ports = {vllm_server.free_port() for _ in range(20)}
+    assert len(ports) > 1
+    assert max(ports) < max(low, 32768)
+
+
+@pytest.mark.parametrize(
+    ("version", "problem"),
+    [("", "vLLM is not installed there"), ("0.18.3", "has vLLM 0.18.3"), ("dev", "has vLLM dev")],
+)
+def test_no_usable_vllm(version: str, problem: str, python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_VLLM_VERSION", version)
+    with pytest.raises(SpecError, match=problem):
+        find_vllm(python)
+
+
+@pytest.mark.parametrize(
+    ("version", "release", "device"),
+    [
+        ("0.19.0", (0, 19, 0), "cuda"),
+        ("0.32.0+cpu", (0, 32, 0), "cpu"),
+        ("0.33.1rc2.dev5+g0123abc.cu130", (0, 33, 1), "cuda"),
+        ("1.0", (1, 0, 0), "cuda"),
+    ],
+)
+def test_versions(
+    version: str, release: tuple[int, int, int], device: str, python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_VLLM_VERSION", version)
+    install = find_vllm(python)
+    assert (install.release, install.device) == (release, device)
+    assert install.user_argv("org/model") == ["vllm", "serve", "org/model"]
+
+
+@pytest.mark.parametrize("program", ["/nonexistent/python", "no-such-python", "/bin/false", "/dev/null"])
+def test_a_python_that_is_none(program: str) -> None:
+    with pytest.raises(SpecError, match="--engine-python"):
+        find_vllm(program)
+
+
+def test_this_python_without_vllm() -> None:
+    with pytest.raises(SpecError, match="pip install vllm"):
+        find_vllm()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"model": "./no/such/model"}, "--model"),
+        ({"model": "/no/such/model"}, "--model"),
+        ({"model": "org/model", "fixed": {"port": 8000}}, "--engine-arg"),
+        ({"model": "org/model", "tensor_parallel": 2, "fixed": {"tensor_parallel_size": 4}}, "--engine-arg"),
+        ({"model": "org/model", "base_url": "http://127.0.0.1:1"}, "--base-url"),
+        ({"model": "org/model", "api_key": "secret"}, "--api-key-env"),
+    ],
+)
+def test_wrong_input_is_named(arguments: dict[str, object], field: str, python: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        VllmEngine.from_setup(EngineSetup(python=python, **arguments))  # type: ignore[arg-type]
+    assert caught.value.field == field
+    assert "secret" not in str(caught.value)
+
+
+def test_a_directory_without_a_model(python: str, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"config\.json"):
+        VllmEngine(str(tmp_path), python=python)
+
+
+def test_a_knob_is_pinned_or_tuned(make_engine: MakeEngine) -> None:
+    with pytest.raises(SpecError, match="pinned and tuned"):
+        make_engine().command_for(Config({"dtype": "bfloat16"}))
+
+
+def test_the_command_a_person_types(make_engine: MakeEngine) -> None:
+    command = make_engine().command_for(Config({"enable_prefix_caching": False, "max_num_seqs": 8}))
+    flags = ["--dtype", "float16", "--no-enable-prefix-caching", "--max-num-seqs", "8"]
+    assert command == ["vllm", "serve", "org/model", *flags]
+
+
+def test_tools_beside_the_python_come_first_in_its_path(make_engine: MakeEngine, python: str) -> None:
+    assert make_engine()._env()["PATH"].split(os.pathsep)[0] == str(Path(python).parent)
