@@ -11,7 +11,20 @@ from paths import REPO
 
 SRC = REPO / "src" / "sloguard"
 
-WORDS = {"errors", "rng", "slo", "request", "contract", "metrics", "crash", "crash_log", "crash_rules", "trial", "registry", "__init__"}
+WORDS = {
+    "errors",
+    "rng",
+    "slo",
+    "request",
+    "contract",
+    "metrics",
+    "crash",
+    "crash_log",
+    "crash_rules",
+    "trial",
+    "registry",
+    "__init__",
+}
 
 MAY_IMPORT = {
     "words": set(),

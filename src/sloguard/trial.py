@@ -52,14 +52,16 @@ class Config(Mapping[str, Value]):
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The engine started and was loaded; `verdict` says whether the contract held."""
+    """The engine started and was loaded; `verdict` says whether the contract held.
+
+    `effective` is what the engine said it runs, where it said so; `notes` what a reader of the figures must know.
+    """
 
     summary: Summary
     verdict: Verdict
     startup_s: float
-    effective: dict[str, Value] = field(
-        default_factory=dict[str, Value]
-    )  # what the engine said it runs, where it said so
+    effective: dict[str, Value] = field(default_factory=dict[str, Value])
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,8 @@ class Avoided:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """`proposed` is what the optimizer asked for, `config` what was tried after repair; optimizers learn from `config`.
+    """`proposed` is what was asked for (nothing, when the engine's default is tried), `config` what ran after repair;
+    optimizers learn from `config`.
 
     `cost_s` is what the trial took: virtual seconds on a simulated engine, wall clock on a real one. `repairs` says
     what was changed and why; `avoided` what was refused before this trial, at no cost.
@@ -153,6 +156,7 @@ def _outcome_to_json(outcome: Outcome) -> dict[str, Any]:
                 "checks": [_check_to_json(check) for check in outcome.verdict.checks],
                 "startup_s": outcome.startup_s,
                 "effective": outcome.effective,
+                "notes": list(outcome.notes),
             }
         case Crashed():
             return {"kind": "crashed", **asdict(outcome.crash)}
@@ -165,7 +169,8 @@ def _outcome_from_json(data: Mapping[str, Any]) -> Outcome:
         case "measured":
             summary = Summary.from_json(dict(data["summary"]))
             checks = tuple(_check_from_json(check) for check in data["checks"])
-            return Measured(summary, Verdict(checks, summary.completed), data["startup_s"], data["effective"])
+            verdict = Verdict(checks, summary.completed)
+            return Measured(summary, verdict, data["startup_s"], data["effective"], tuple(data["notes"]))
         case "crashed":
             return Crashed(Crash(**{k: v for k, v in data.items() if k != "kind"}))
         case "refused":

@@ -122,7 +122,7 @@ def test_a_server_that_is_not_there_is_one_line_and_exit_code_2():
         ({"workload": "no-such-file.csv"}, "--workload"),
         ({"timeout": 0.0}, "--timeout"),
         ({"api": "responses"}, "api"),
-        ({"base_url": "localhost:1"}, "base_url"),
+        ({"base_url": "localhost:1"}, "--base-url"),
         ({"api_key_env": "NO_SUCH_VARIABLE"}, "--api-key-env"),
         ({"json_file": Path("/no/such/dir/x.json")}, "directory"),
     ],

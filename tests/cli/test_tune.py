@@ -14,10 +14,9 @@ import yaml
 
 from sloguard.cli.app import main
 
-STUDY = (
-    "tune --engine sim --gpu A100-40GB --model Qwen/Qwen2-1.5B --optimizer tba-tpe --seed 42 "
-    "--slo-ttft-p99 500 --slo-itl-p99 100 --num-requests 60"
-).split()
+MODEL = ["--engine", "sim", "--gpu", "A100-40GB", "--model", "Qwen/Qwen2-1.5B", "--optimizer", "tba-tpe"]
+SLOS = ["--slo-ttft-p99", "500", "--slo-itl-p99", "100"]
+STUDY = ["tune", *MODEL, *SLOS, "--seed", "42", "--num-requests", "60"]
 
 
 def tune(out: Path, *more: str, budget: int = 15) -> subprocess.CompletedProcess[str]:

@@ -52,8 +52,10 @@ def test_every_proposal_lies_inside_the_space_with_its_inactive_knobs_absent(nam
 def test_the_same_log_and_seed_give_the_same_proposal_and_another_seed_another(name: str) -> None:
     problem = planted.problem(budget=16)
     history = studied(name, 1)[:9]
-    draws = [optimizer(name, problem).propose(list(history), stream(seed, "propose", 10)) for seed in (1, 1, 2)]
-    assert draws[0] == draws[1] != draws[2]
+    again = [optimizer(name, problem).propose(list(history), stream(1, "propose", 10)) for _ in range(2)]
+    assert again[0] == again[1]
+    starts = [optimizer(name, problem).propose([], stream(seed, "propose", 1)) for seed in (1, 2)]
+    assert starts[0] != starts[1]
 
 
 @every
@@ -64,7 +66,7 @@ def test_a_study_resumed_at_any_trial_equals_the_uninterrupted_one(name: str, sp
     whole = studied(name, 1)
     problem = planted.problem(budget=16)
     read = [Trial.from_json(trial.to_json()) for trial in whole[:split]]
-    stop = split + 3 if name in SLOW else 16
+    stop = min(split + 3, 16) if name in SLOW else 16
     resumed = planted.run(optimizer(name, planted.problem(budget=16)), problem, planted.cliff, 1, read, stop)
     assert resumed == list(whole[:stop])
 
@@ -177,12 +179,12 @@ def test_a_crash_region_is_learnt(name: str) -> None:
 @pytest.mark.parametrize("name", ["tba", "tba-tpe"])
 def test_an_edge_is_respected_though_the_best_configs_lie_along_it(name: str) -> None:
     """What plain TPE doesn't do: it crashes there as often as random search."""
-    assert late_crashes(name, planted.crash_region, 3) < 0.7 * late_crashes("random", planted.crash_region, 20)
+    assert late_crashes(name, planted.crash_region, 4) < 0.7 * late_crashes("random", planted.crash_region, 20)
 
 
 @learning
 def test_it_finds_more_than_random_search(name: str) -> None:
-    assert found(name, 1 if name in SLOW else 4) > found("random", 20) + 2.0
+    assert found(name, 1 if name in SLOW else 6) > found("random", 20) + 2.0
 
 
 def test_a_missing_package_is_named_when_the_optimizer_is_built(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,7 @@ def test_nobody_there() -> None:
         (EngineSetup("the-model"), "--base-url"),
         (EngineSetup("the-model", base_url="http://h", python="/usr/bin/python3"), "--engine-python"),
         (EngineSetup("the-model", base_url="http://h", fixed={"max_num_seqs": 8}), "--engine-arg"),
-        (EngineSetup("the-model", base_url="ftp://h"), "base_url"),
+        (EngineSetup("the-model", base_url="ftp://h"), "--base-url"),
     ],
 )
 def test_wrong_input_is_named(setup: EngineSetup, field: str) -> None:

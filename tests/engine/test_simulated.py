@@ -151,8 +151,8 @@ def test_a_fifth_to_three_fifths_of_random_configs_fail(model: str, gpu: str, ma
 @pytest.mark.parametrize(
     ("setup", "field"),
     [
-        (EngineSetup("Qwen/Qwen2-1.5B"), "gpu"),
-        (EngineSetup("Qwen/Qwen2-1.5B", gpu="A100"), "gpu"),
+        (EngineSetup("Qwen/Qwen2-1.5B"), "--gpu"),
+        (EngineSetup("Qwen/Qwen2-1.5B", gpu="A100"), "--gpu"),
         (EngineSetup("Qwen/Qwen2-1.5B", gpu="H100", fixed={"max_num_sequences": 3}), "max_num_sequences"),
         (EngineSetup("Qwen/Qwen2-1.5B", gpu="H100", tensor_parallel=0), "tensor_parallel"),
     ],

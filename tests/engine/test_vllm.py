@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from paths import REPO
-from sloguard.crash import classify
+from sloguard.crash import diagnose
 from sloguard.engine.base import Run, Timeouts
 from sloguard.engine.processes import RUN_ID, STATE_DIR, reap_orphans
 from sloguard.engine.vllm import VllmEngine
@@ -147,16 +147,16 @@ def test_what_is_installed_is_known(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "cause_in_log", "categories"),
+    ("config", "cause_in_log", "category"),
     [
-        ({"kv_cache_memory_bytes": "1K"}, "KV cache is needed", {"oom"}),
-        ({"max_num_batched_tokens": 64, "max_num_seqs": 256}, "must be greater than or equal to", {"startup_failure"}),
-        ({"gpu_memory_utilization": 0.999}, "is less than desired", {"oom"}),
+        ({"kv_cache_memory_bytes": "128K"}, "KV cache is needed", "oom"),
+        ({"max_num_batched_tokens": 64, "max_num_seqs": 256}, "must be greater than or equal to", "startup_failure"),
+        ({"gpu_memory_utilization": 0.999}, "is less than desired", "oom"),
     ],
     ids=["kv-cache-too-small", "tokens-below-sequences", "memory-share-too-high"],
 )
 def test_a_config_that_cannot_start(
-    config: dict[str, Value], cause_in_log: str, categories: set[str], model: Path, tmp_path: Path
+    config: dict[str, Value], cause_in_log: str, category: str, model: Path, tmp_path: Path
 ) -> None:
     fixed = {name: value for name, value in SMALL.items() if name not in config}
     if "gpu_memory_utilization" in config:
@@ -168,8 +168,8 @@ def test_a_config_that_cannot_start(
     assert (evidence.phase, evidence.exit_code, evidence.timed_out) == ("startup", 1, False)
     assert cause_in_log in evidence.log_tail
     assert crash.value.cost_s > 0
-    found = classify(evidence)
-    assert found.category in categories
+    found = diagnose(evidence)
+    assert found.category == category
     assert not found.environment
     assert left_of(tmp_path / "trial") == []
 
@@ -200,7 +200,7 @@ def test_an_engine_that_fails_under_load(
         assert evidence.exit_code == 0  # vLLM's own word, which is why it is not taken for health
         assert "EngineDeadError" in evidence.log_tail
     assert left_of(tmp_path / "trial") == []
-    assert classify(evidence).category == ("timeout" if timed_out else "other")
+    assert diagnose(evidence).category == ("timeout" if timed_out else "other")
     assert shared_memory() <= shared_before
 
 

@@ -87,7 +87,7 @@ def test_the_head_names_host_and_key_and_the_target_hides_the_key():
     "url", ["localhost:8000", "ftp://x", "http://", "http://h:99999", "http://h/?q=1", "http://u@h"]
 )
 def test_a_url_that_names_no_server_is_refused(url):
-    with pytest.raises(SpecError, match="base_url"):
+    with pytest.raises(SpecError, match="--base-url"):
         Target(url, "m")
 
 

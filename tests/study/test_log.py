@@ -54,7 +54,9 @@ def test_a_log_cut_inside_its_header_holds_no_study_yet(log: StudyLog) -> None:
 
 
 @given(position=st.floats(0, 1, exclude_max=True))
-def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(tmp_path_factory: pytest.TempPathFactory, position: float) -> None:
+def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(
+    tmp_path_factory: pytest.TempPathFactory, position: float
+) -> None:
     log = StudyLog(tmp_path_factory.mktemp("study"))
     with log.writer():
         log.append_header({"spec": {}})

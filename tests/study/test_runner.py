@@ -146,5 +146,7 @@ def test_an_exhausted_space_ends_the_study_early(tmp_path: Path) -> None:
     study = a_study(FakeEngine(bigger_is_faster_until_it_crashes), guard=no_guard)
     small = Space((Categorical("eager", (False, True)),))
     problem = Problem(small, Goal(), 10, lambda config: config)
-    study = Study(study.engine, RandomSearch(problem), small, no_repair, no_guard, study.requests, study.contract, 1, True)
+    study = Study(
+        study.engine, RandomSearch(problem), small, no_repair, no_guard, study.requests, study.contract, 1, True
+    )
     assert len(run_all(study, tmp_path, budget=10)) == 3

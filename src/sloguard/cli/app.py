@@ -44,7 +44,8 @@ def _options(
 
 def main() -> None:
     """Exit codes: 0 done, 2 bad input or a fault of the machine, 3 nothing feasible (`tune`), 130 interrupted."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, _interrupt)
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except typer.TyperException as error:
@@ -67,7 +68,7 @@ def _given(error: typer.TyperException) -> str:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
-    """SIGTERM takes the way of Ctrl-C, so that engines are stopped on both."""
+    """What else ends a program takes the way of Ctrl-C, so that engines are stopped."""
     raise KeyboardInterrupt
 
 

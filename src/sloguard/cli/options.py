@@ -31,7 +31,9 @@ def _scalar(pair: str, text: str) -> Value:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise SpecError("--engine-arg", pair, "has a value that can't be read", "Quote it, e.g. K='\"text\"'.") from error
+        raise SpecError(
+            "--engine-arg", pair, "has a value that can't be read", "Quote it, e.g. K='\"text\"'."
+        ) from error
     return value if isinstance(value, bool | int | float | str) or value is None else text
 
 
@@ -40,5 +42,7 @@ def api_key_from(variable: str | None) -> str | None:
     if variable is None:
         return None
     if not os.environ.get(variable):
-        raise SpecError("--api-key-env", variable, "no such environment variable is set", "Export it, or drop the flag.")
+        raise SpecError(
+            "--api-key-env", variable, "no such environment variable is set", "Export it, or drop the flag."
+        )
     return os.environ[variable]

@@ -14,7 +14,6 @@ from sloguard.report.tables import score_text, trial_line
 from sloguard.study.runner import Proposal
 from sloguard.trial import Crashed, Trial
 
-
 WIDTH_OFF_TERMINAL = 160  # a log file or a pipe has no width of its own; 80 columns would cut what matters
 
 
@@ -43,7 +42,9 @@ class StudyProgress:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.stop()
 
     def starting(self, number: int, proposal: Proposal) -> None:
@@ -61,6 +62,10 @@ class StudyProgress:
 
     def _show(self, what: str) -> None:
         incumbent = best(self._trials, self._goal)
-        held = f"best {score_text(self._goal.score(incumbent), self._goal)} (trial {incumbent.number})" if incumbent else "no feasible yet"
+        held = (
+            f"best {score_text(self._goal.score(incumbent), self._goal)} (trial {incumbent.number})"
+            if incumbent
+            else "no feasible yet"
+        )
         crashed = sum(isinstance(t.outcome, Crashed) for t in self._trials)
         self._bar.update(self._task, description=f"{what} | {held} | {crashed} crashed")

@@ -33,19 +33,27 @@ def command(
     engine: Annotated[str, typer.Option(help="vllm | sim | endpoint, or your own as package.module:Class.")] = "vllm",
     gpu: Annotated[str | None, typer.Option(help="GPU, e.g. A100-40GB. Needed by sim; detected for vllm.")] = None,
     tensor_parallel: Annotated[int, typer.Option(min=1, help="GPUs the model is split over.")] = 1,
-    optimizer: Annotated[str, typer.Option(help="random | tpe | tba | tba-tpe | constrained-bo, or your own.")] = "tba-tpe",
+    optimizer: Annotated[
+        str, typer.Option(help="random | tpe | tba | tba-tpe | constrained-bo, or your own.")
+    ] = "tba-tpe",
     budget: Annotated[int, typer.Option(help="Trials in all; each is one engine start.")] = 15,
     seed: Annotated[int, typer.Option(help="Of arrivals, prompts and proposals.")] = 0,
     slo_ttft_p99: Annotated[float | None, typer.Option(help="Limit on p99 time to first token, ms.")] = None,
     slo_itl_p99: Annotated[float | None, typer.Option(help="Limit on p99 inter-token latency, ms.")] = None,
     slo_tpot_p99: Annotated[float | None, typer.Option(help="Limit on p99 time per output token, ms.")] = None,
     slo_latency_p99: Annotated[float | None, typer.Option(help="Limit on p99 end-to-end latency, ms.")] = None,
-    objective: Annotated[str, typer.Option(help="goodput (tokens/s, maximised) | latency (mean, minimised).")] = "goodput",
+    objective: Annotated[
+        str, typer.Option(help="goodput (tokens/s, maximised) | latency (mean, minimised).")
+    ] = "goodput",
     space: Annotated[str, typer.Option(help="vllm | paper8 | a TOML file of knobs.")] = "vllm",
     workload: Annotated[str, typer.Option(help="interactive | batch | bursty | a trace file.")] = "interactive",
-    request_rate: Annotated[float | None, typer.Option(help="Requests per second offered; the workload's own if absent.")] = None,
+    request_rate: Annotated[
+        float | None, typer.Option(help="Requests per second offered; the workload's own if absent.")
+    ] = None,
     num_requests: Annotated[int | None, typer.Option(help="Requests per trial; the workload's own if absent.")] = None,
-    engine_arg: Annotated[list[str] | None, typer.Option(metavar="K=V", help="Engine argument pinned in every trial.")] = None,
+    engine_arg: Annotated[
+        list[str] | None, typer.Option(metavar="K=V", help="Engine argument pinned in every trial.")
+    ] = None,
     engine_python: Annotated[str | None, typer.Option(help="Python that has vLLM; this one if absent.")] = None,
     base_url: Annotated[str | None, typer.Option(help="Running server, for --engine endpoint.")] = None,
     api_key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the API key.")] = None,

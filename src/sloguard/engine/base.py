@@ -15,7 +15,8 @@ from sloguard.trial import Config, Value
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One engine start and one load. `effective` holds the knobs that the engine says it runs with, where it says so.
+    """One engine start and one load. `effective` holds the knobs that the engine says it runs with, where it says so;
+    `notes` what a reader of the figures must know, such as output lengths that could not be forced.
 
     `cost_s` is start-up, load and stop together: virtual seconds on a simulated engine, wall clock on a real one.
     """
@@ -24,6 +25,7 @@ class Run:
     startup_s: float
     cost_s: float
     effective: dict[str, Value] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,9 @@ class Engine(Protocol):
     """
 
     def default_config(self) -> Config:
-        """The engine's own defaults for the knobs of the space being tuned; no override at all is `Config()`."""
+        """What to run when nothing is asked for: the engine's own defaults where they are known beforehand, and
+        `Config()`, no override at all, where the engine tells them only once it runs (`Run.effective`).
+        """
         ...
 
     def run(

@@ -59,11 +59,11 @@ class EndpointEngine:
     def facts(self) -> Facts:
         """Of the machine behind it nothing is known but the version, where the server says it is vLLM's."""
         numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", self._version)
-        return Facts(version=(int(numbers[1]), int(numbers[2]), int(numbers[3])) if numbers else None)
+        return Facts(tunable=False, version=(int(numbers[1]), int(numbers[2]), int(numbers[3])) if numbers else None)
 
     def describe(self) -> dict[str, str]:
         return {
-            "kind": "endpoint",
+            "engine": "endpoint",
             "base_url": self.target.base_url,
             "model": self.target.model,
             "version": self._version or "unknown",
@@ -91,7 +91,7 @@ class EndpointEngine:
         errors = {t.error for t in offered.timelines if t.end is End.FAILED}
         if errors and not self._is_there():
             raise EngineCrash(Evidence("load", log_tail="\n".join(sorted(errors))), cost_s)
-        return Run(list(offered.timelines), startup_s=0.0, cost_s=cost_s)
+        return Run(list(offered.timelines), startup_s=0.0, cost_s=cost_s, notes=offered.notes)
 
     def _check_model(self) -> None:
         url, model = self.target.base_url, self.target.model

@@ -61,7 +61,7 @@ def detect_gpu(env: Environment = os.environ) -> DetectedGpu:
         if (found := probe(env)) is not None:
             return found
     raise SpecError(
-        "gpu",
+        "--gpu",
         None,
         "no GPU was found (asked NVML, torch and nvidia-smi)",
         f"State one with --gpu NAME, or its memory with {VRAM_VARIABLE}=40",

@@ -27,15 +27,21 @@ FOOTPRINT_VARIABLE = "SLOGUARD_MODEL_FOOTPRINT_GB"
 
 def find_model_shape(model: str, env: Mapping[str, str] = os.environ) -> ModelShape:
     """The shape of `model`, a path or a Hugging Face id. Raises SpecError, with the fix, where it can't be told."""
-    shape = _from_directory(model) or _from_cache(model, env) or _from_table(model)
+    shape = known_model_shape(model, env)
     if shape is None:
         raise SpecError(
-            "model",
+            "--model",
             model,
             "no such directory, not in the Hugging Face cache and not in the built-in table of architectures",
             f"Download it first (hf download {model}), or give the path of a directory with its config.json",
         )
-    return with_overrides(shape, env)
+    return shape
+
+
+def known_model_shape(model: str, env: Mapping[str, str] = os.environ) -> ModelShape | None:
+    """The same, but None for a model that is nowhere here yet: an engine may still download it."""
+    shape = _from_directory(model) or _from_cache(model, env) or _from_table(model)
+    return None if shape is None else with_overrides(shape, env)
 
 
 def with_overrides(shape: ModelShape, env: Mapping[str, str]) -> ModelShape:
@@ -70,7 +76,7 @@ def _from_directory(model: str) -> ModelShape | None:
     config = directory / "config.json"
     if not config.is_file():
         raise SpecError(
-            "model", model, "the directory has no config.json", "Give the directory of a Hugging Face model"
+            "--model", model, "the directory has no config.json", "Give the directory of a Hugging Face model"
         )
     return ModelShape.from_config(model, _read_json(config, model))
 
@@ -107,7 +113,7 @@ def _read_json(path: Path, model: str) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise SpecError("model", model, f"{path} can't be read ({error})", "Repair or download it again") from error
+        raise SpecError("--model", model, f"{path} can't be read ({error})", "Repair or download it again") from error
     if not isinstance(config, dict):
-        raise SpecError("model", model, f"{path} is no JSON object", "Repair or download it again")
+        raise SpecError("--model", model, f"{path} is no JSON object", "Repair or download it again")
     return config

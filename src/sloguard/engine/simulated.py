@@ -70,7 +70,7 @@ class SimulatedEngine:
     @classmethod
     def from_setup(cls, setup: EngineSetup) -> SimulatedEngine:
         if setup.gpu is None:
-            raise SpecError("gpu", None, "a simulated engine needs a GPU to simulate", "Name one, e.g. --gpu A100-40GB")
+            raise SpecError("--gpu", None, "a simulated engine needs a GPU to simulate", "Name one, e.g. A100-40GB.")
         return cls(
             find_model_shape(setup.model),
             gpu_named(setup.gpu),

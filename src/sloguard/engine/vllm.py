@@ -23,7 +23,7 @@ import psutil
 from sloguard.engine import gpu_memory
 from sloguard.engine.base import EngineSetup, Facts, OnPhase, Run, Timeouts, ignore_phase
 from sloguard.engine.gpu_detect import detect_gpu
-from sloguard.engine.model_files import find_model_shape
+from sloguard.engine.model_files import known_model_shape
 from sloguard.engine.processes import GRACE_S, reap_orphans, state_dir
 from sloguard.engine.vllm_install import find_vllm
 from sloguard.engine.vllm_server import Died, VllmServer, free_port
@@ -47,6 +47,7 @@ OURS = (
 )  # sloguard sets or forbids these itself
 DEFAULT_ENV = {"VLLM_NO_USAGE_STATS": "1"}
 GPU_RELEASE_S = 30.0
+WARMUP_REQUESTS = 4  # first requests meet kernels that are still being compiled; they are sent and left out
 LOG, RECORD = "engine.log", "run.json"
 
 
@@ -62,12 +63,12 @@ class VllmEngine:
         tensor_parallel: int = 1,
         gpu: str | None = None,
         seed: int = 0,
-        warmup: int = 0,
+        warmup: int = WARMUP_REQUESTS,
         timeouts: Timeouts | None = None,
     ) -> None:
-        self.install = find_vllm(python)
         self.model = _checked_model(model)
         self.fixed = _checked_arguments(fixed or {}, tensor_parallel)
+        self.install = find_vllm(python)
         self.timeouts = timeouts or Timeouts()
         self._gpu_name, self._tensor_parallel = gpu, tensor_parallel
         self._seed, self._warmup = seed, warmup
@@ -101,7 +102,7 @@ class VllmEngine:
             version=self.install.release,
             offered=offered_flags(self.install.help_text()),
             gpu=self._gpu() if self.install.device == "cuda" else None,
-            model=find_model_shape(self.model),
+            model=known_model_shape(self.model),
             tensor_parallel=self._tensor_parallel,
         )
 
@@ -118,12 +119,13 @@ class VllmEngine:
     def describe(self) -> dict[str, str]:
         gpu = self._facts.gpu
         return {
-            "kind": "vllm",
-            "vllm": f"{self.install.version} ({self.install.distribution})",
+            "engine": "vllm",
+            "version": f"{self.install.version} ({self.install.distribution})",
             "python": f"{self.install.python} ({self.install.python_version})",
             "model": self.model,
             "arguments": " ".join(to_flags(self.fixed)),
             "device": gpu.name if gpu else f"CPU, {psutil.cpu_count()} x {platform.machine()}",
+            "memory_guard": "on" if gpu and self._facts.model else "off: it needs a GPU and a model of known shape",
         }
 
     def command_for(self, config: Config) -> list[str]:
@@ -166,7 +168,7 @@ class VllmEngine:
             record |= {"load_s": time.monotonic() - began_s - startup_s, "notes": list(offered.notes)}
             server.check_after_load(model, offered.timelines)
         effective = parse_effective((trial_dir / LOG).read_text(encoding="utf-8", errors="replace"))
-        return Run(list(offered.timelines), startup_s, time.monotonic() - began_s, effective)
+        return Run(list(offered.timelines), startup_s, time.monotonic() - began_s, effective, _notes(offered, record))
 
     @contextlib.contextmanager
     def _server(
@@ -194,7 +196,7 @@ class VllmEngine:
             }
         if survivors:
             fix = "They are stuck in the kernel: see them with ps, or restart the machine."
-            raise SpecError("engine", f"processes {survivors}", "did not end on SIGKILL", fix)
+            raise SpecError("--engine", f"processes {survivors}", "did not end on SIGKILL", fix)
 
     def _load(self, server: VllmServer, model: str, requests: Sequence[Request], on_phase: OnPhase) -> Offered:
         on_phase("loading")
@@ -233,6 +235,11 @@ class VllmEngine:
     def _dirty_gpus(self) -> dict[str, int]:
         """Bytes that are still taken on GPUs beyond what was when this engine was made, after waiting for them."""
         return gpu_memory.wait_until_free(self._baseline, GPU_RELEASE_S)
+
+
+def _notes(offered: Offered, record: Mapping[str, Any]) -> tuple[str, ...]:
+    dirty = record["gpu_dirty_bytes"]
+    return (*offered.notes, *([f"GPU memory was still taken before the start: {dirty} bytes"] if dirty else []))
 
 
 def _figures(progress: Progress) -> str:

@@ -22,7 +22,10 @@ from sloguard.errors import SpecError
 from sloguard.request import End, Timeline
 
 HOST = "127.0.0.1"
-PORTS = (20000, 32767)  # below Linux's range for outgoing connections, so that nobody is given it in between
+PORTS = (
+    20000,
+    29999,
+)  # below those of outgoing connections (Linux) and Kubernetes' nodes: nobody is given one meanwhile
 PORT_TRIES = 100
 LOG_TAIL_BYTES = 256 * 1024  # the root cause stands well before the last line: eight workers' tracebacks fit
 POLL_S = 0.1
@@ -134,7 +137,7 @@ class VllmServer:
             raise self._dying(phase)
         if answer.status != 200 and phase == "startup":
             fix = "sloguard measures models that generate text."
-            raise SpecError("model", model, f"the server refuses to complete a prompt: {answer.text}", fix)
+            raise SpecError("--model", model, f"the server refuses to complete a prompt: {answer.text}", fix)
 
     def _dying(self, phase: Phase) -> Died:
         """The same as `died`, after a moment for the server to end and so to show how."""

@@ -73,7 +73,7 @@ class Client:
         try:
             found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
-            raise SpecError("base_url", target.base_url, "the host is not known", "Check the host's name.") from None
+            raise SpecError("--base-url", target.base_url, "the host is not known", "Check the host's name.") from None
         self._addresses = [(family, address) for family, _, _, _, address in found]
         self._connections: dict[int, Connection] = {}
         self._idle: dict[Connection, None] = {}  # a stack: the last used is used next

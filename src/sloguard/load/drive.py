@@ -80,7 +80,7 @@ def offer(
         except Unavailable as reason:
             if abort_when is None:
                 fix = "Start the server, or check the URL."
-                raise SpecError("base_url", target.base_url, f"the server {reason}", fix) from None
+                raise SpecError("--base-url", target.base_url, f"the server {reason}", fix) from None
             return Offered(tuple(_unsent(r, End.FAILED, f"the server {reason}") for r in requests), ())
         if warmup:
             warm = [_warmup_request(requests[i % len(requests)], i) for i in range(warmup)]

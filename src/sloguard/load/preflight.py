@@ -56,7 +56,7 @@ def preflight(client: Client, target: Target, seed: int) -> tuple[Abilities, tup
                 found = replace(found, token_ids=True)
         notes = () if found.forced_lengths else (f"output lengths not forced: the server refused to ({refusal})",)
         return found, notes
-    raise SpecError("model", target.model, f"the server rejects a plain request: {refusal}", "See the server's API.")
+    raise SpecError("--model", target.model, f"the server rejects a plain request: {refusal}", "See the server's API.")
 
 
 def _ask(client: Client, target: Target, abilities: Abilities, seed: int) -> Exchange:
@@ -74,12 +74,14 @@ def _check(probe: Exchange, target: Target) -> None:
     status, text = probe.reader.status, answer_text(probe)
     if status in (401, 403):
         fix = "Name the environment variable that holds the key: --api-key-env VAR."
-        raise SpecError("base_url", target.base_url, f"the server does not let us in: {text}", fix)
+        raise SpecError("--base-url", target.base_url, f"the server does not let us in: {text}", fix)
     if status == 404:
-        raise SpecError("model", target.model, f"{target.base_url} does not serve it: {text}", "See /v1/models there.")
+        raise SpecError(
+            "--model", target.model, f"{target.base_url} does not serve it: {text}", "See /v1/models there."
+        )
     if 300 <= status < 400:
         where = probe.reader.headers.get("location", "another address")
-        raise SpecError("base_url", target.base_url, f"redirects to {where}", "Give that address.")
+        raise SpecError("--base-url", target.base_url, f"redirects to {where}", "Give that address.")
     if probe.end is not None or status != 200:
         raise Unavailable(f"does not serve: {text}")
     if not probe.tokens.at_s:

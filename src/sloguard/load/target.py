@@ -32,7 +32,7 @@ class Target:
         except ValueError:
             usable = False
         if not usable or parts.query or parts.fragment or parts.username:
-            raise SpecError("base_url", self.base_url, "not the address of a server", fix)
+            raise SpecError("--base-url", self.base_url, "not the address of a server", fix)
         if self.api not in PATHS:
             raise SpecError("api", self.api, "no such API", f"Choose one of {', '.join(PATHS)}.")
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):

@@ -88,7 +88,9 @@ class ConstrainedBo:
 
 def _sobol(history: Sequence[Trial], space: Space, rng: np.random.Generator) -> list[Config]:
     """Points of a Sobol net scrambled anew, those farthest from what was tried first: space-filling without a state."""
-    net = qmc.Sobol(max(1, len(space.knobs)), rng=rng).random(SOBOL_POINTS)
+    if not space.knobs:
+        return [Config()]
+    net = qmc.Sobol(len(space.knobs), rng=rng).random(SOBOL_POINTS)
     configs = [space.decode(unit) for unit in net]
     if not history:
         return configs

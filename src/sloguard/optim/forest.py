@@ -16,6 +16,7 @@ from sloguard.trial import Config, Measured, Trial
 
 OOB_GATE = 0.3  # out-of-bag R² below which the forest is not consulted
 MIN_TRIALS = 8
+CRASH_CHANCE = 0.25  # what a proposal may risk: a crash costs a restart and tells less than a measurement
 TREES = 40  # a sample is in the bag of all of them with chance 0.63^40, so each has an out-of-bag guess
 
 
@@ -64,9 +65,10 @@ def merits(trials: Sequence[Trial], goal: Goal) -> NDArray[np.float64]:
             merit.append(-violation(trial) / CRASH_VIOLATION)
         else:
             merit.append(0.5 + 0.5 * (score - low) / spread if spread else 1.0)
-    return np.array(merit)
+    return np.array(merit, dtype=np.float64)
 
 
 def _features(configs: Sequence[Config], space: Space) -> NDArray[np.float64]:
     """[n, 2 d]: the encoded knobs, then whether each is active."""
-    return np.array([np.concatenate(space.encode(config)) for config in configs])
+    encoded = [space.encode(config) for config in configs]
+    return np.array([np.concatenate([unit, active.astype(np.float64)]) for unit, active in encoded])

@@ -19,6 +19,7 @@ from sloguard.space.space import Space
 from sloguard.trial import Config
 
 GOOD_SHARE = 0.3
+MIN_BANDWIDTH = 0.2  # of the unit interval: few trials that happen to agree are no proof that the rest is bad
 KEEP_CHOICE = 0.8  # weight a choice kernel leaves on its own value
 
 
@@ -36,8 +37,7 @@ class Kde:
         pairs = [space.encode(config) for config in configs]
         units, active = np.array([u for u, _ in pairs]), np.array([a for _, a in pairs])
         scott = len(configs) ** (-1 / (len(space.knobs) + 4))
-        floor = 1 / (len(configs) + 1)  # few trials that happen to agree are no proof that the rest is bad
-        return Kde(space, units, active, np.maximum(units.std(axis=0) * scott, floor))
+        return Kde(space, units, active, np.maximum(units.std(axis=0) * scott, MIN_BANDWIDTH))
 
     def sample(self, rng: np.random.Generator) -> Config:
         """A draw from the kernel of one of the trials; a knob inactive there is drawn uniformly."""

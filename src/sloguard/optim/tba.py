@@ -19,7 +19,7 @@ import numpy as np
 
 from sloguard.optim.base import Goal, Problem, place, taught, violation
 from sloguard.optim.blacklist import blacklist
-from sloguard.optim.forest import merit_forest
+from sloguard.optim.forest import CRASH_CHANCE, crash_forest, merit_forest
 from sloguard.optim.fresh import first_fresh
 from sloguard.optim.kde import Kde, good_and_rest
 from sloguard.rng import stream
@@ -117,9 +117,9 @@ class ThermalAnnealing:
         return first_fresh(self.problem, history, rng, self._ranked(trials, len(history), rng))
 
     def _ranked(self, trials: Sequence[Trial], step: int, rng: np.random.Generator) -> list[Config]:
-        """Candidates, the most wanted first: not blacklisted, then let through by the forest, then by density ratio."""
+        """Candidates, the most wanted first: not blacklisted and thought to run, good as guessed, by density ratio."""
         space, goal = self.problem.space, self.problem.goal
-        forest = merit_forest(trials, space, goal, rng)
+        forest, crashes = merit_forest(trials, space, goal, rng), crash_forest(trials, space, rng)
         densities = _densities(trials, space, goal) if rng.random() < KDE_SHARE else None
         state = walk(trials, goal, self.problem.budget)
         pool: list[Config] = []
@@ -134,6 +134,8 @@ class ThermalAnnealing:
         ran = [self.problem.repair(config) for config in pool]
         listed = blacklist(trials, space)
         rank = np.array([listed.hits(config, space) for config in ran], dtype=np.float64)
+        if crashes is not None:
+            rank += 2 * (crashes.guess(ran) > CRASH_CHANCE)  # a guessed crash weighs more than a guessed poor result
         if forest is not None:
             guess = forest.guess(ran)
             rank += guess < np.quantile(guess, 1 - KEPT_SHARE)

@@ -18,14 +18,13 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from sloguard.optim.base import CRASH_VIOLATION, Goal, Problem, constraints, place, taught, violation
-from sloguard.optim.forest import Forest, crash_forest
+from sloguard.optim.forest import CRASH_CHANCE, Forest, crash_forest
 from sloguard.optim.fresh import first_fresh
 from sloguard.space.knobs import Categorical, Float, Int, Knob
 from sloguard.space.space import Space, is_active
 from sloguard.trial import Config, Measured, Trial, Value
 
 DRAWS = 16  # Optuna is asked so often for something new before uniform draws take over
-CRASH_CHANCE = 0.25  # what a wary draw may risk: a crash costs a restart and tells less than a measurement
 COLD_START_TRIALS = 10  # Optuna's own default: so many random trials before the model is used
 
 
@@ -48,11 +47,16 @@ class Tpe:
             forest = crash_forest(taught(history), self.problem.space, rng) if self.wary else None
             return first_fresh(self.problem, history, rng, draws if forest is None else self._safest(draws, forest))
 
-    def _safest(self, draws: Iterable[Config], forest: Forest) -> list[Config]:
+    def _safest(self, draws: Iterable[Config], forest: Forest) -> Iterator[Config]:
         """The draws in order, but those likely to crash last, the likeliest at the end."""
-        configs = list(draws)
-        chance = forest.guess([self.problem.repair(config) for config in configs])
-        return [configs[i] for i in np.argsort(np.where(chance <= CRASH_CHANCE, 0.0, chance), kind="stable")]
+        risky: list[tuple[float, Config]] = []
+        for config in draws:
+            chance = float(forest.guess([self.problem.repair(config)])[0])
+            if chance <= CRASH_CHANCE:
+                yield config
+            else:
+                risky.append((chance, config))
+        yield from (config for _, config in sorted(risky, key=lambda pair: pair[0]))
 
 
 def _study(problem: Problem, history: Sequence[Trial], random_first: int, seed: int) -> optuna.Study:

@@ -104,7 +104,7 @@ def gpu_named(name: str) -> Gpu:
         word = _normalised(name)
         close = [known for known in GPUS if word and _normalised(known).startswith(word)]
         raise SpecError(
-            "gpu",
+            "--gpu",
             name,
             f"could be any of {', '.join(close)}" if close else "no GPU of that name is known",
             f"Name one of: {', '.join(close or GPUS)}",

@@ -181,7 +181,7 @@ def _number(name: str, config: Mapping[str, Any], field: str, default: int | Non
         return default
     spellings = " or ".join(_FIELDS.get(field, (field,)))
     raise SpecError(
-        "model",
+        "--model",
         name,
         f"its config.json has no {spellings}",
         "Use a decoder-only text model, or complete its config.json",
@@ -285,7 +285,7 @@ def _weight_bits(name: str, quantization: dict[str, Any]) -> float | None:
     group_size: Any = stated.get("group_size")
     if not isinstance(bits, int) or bits < 1:
         raise SpecError(
-            "model",
+            "--model",
             name,
             f"its quantization_config ({method or 'no quant_method'}) does not say how many bits a weight has",
             "State the size of its weights: SLOGUARD_MODEL_FOOTPRINT_GB=<GB>",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -57,11 +57,14 @@ def study_report(results: Results, command: Sequence[str], simulated: bool) -> R
     """The end of a study: verdict, best beside default, crashes by cause, how to apply it."""
     parts: list[RenderableType] = [Text(""), _verdict(results)]
     if simulated:
-        parts.append(Text("Simulated engine: figures are a model's, times are virtual. Confirm on the real one.", "dim"))
+        parts.append(
+            Text("Simulated engine: figures are a model's, times are virtual. Confirm on the real one.", "dim")
+        )
     if results.best or results.closest:
         parts.append(_comparison(results))
     if results.crashes or results.avoided:
         parts.append(_crashes(results))
+    parts += [Text(line, "yellow") for line in _warnings(results)]
     if results.best:
         parts.append(Text.assemble(("Apply it: ", "bold"), " ".join(command)))
     return Group(*parts)
@@ -145,7 +148,9 @@ def _value(config: Config, name: str) -> str:
 
 
 def _crashes(results: Results) -> Table:
-    table = Table(title_justify="left", title=f"Crashes: {sum(results.crashes.values())} of {len(results.trials)} trials")
+    table = Table(
+        title_justify="left", title=f"Crashes: {sum(results.crashes.values())} of {len(results.trials)} trials"
+    )
     table.title = f"{table.title}, {results.wasted_s:.0f} s wasted; {results.avoided} more avoided by the guard"
     table.add_column("what")
     table.add_column("trials", justify="right")
@@ -155,6 +160,16 @@ def _crashes(results: Results) -> Table:
     for reason, count in _reasons(results).items():
         table.add_row("avoided", str(count), reason)
     return table
+
+
+def _warnings(results: Results) -> Iterator[str]:
+    trials = len(results.trials)
+    if results.client_limited:
+        yield f"CLIENT-LIMITED: the load client lagged in {results.client_limited} of {trials} trials (docs/measuring.md)"
+    for name, count in results.not_applied.items():
+        yield f"{name}: the engine ran another value than asked in {count} of {trials} trials"
+    for note, count in results.notes.items():
+        yield f"{note} ({count} of {trials} trials)"
 
 
 def _first_line(results: Results, what: str) -> str:

@@ -95,7 +95,7 @@ def space_for(
     missing = [knob.name for knob in space.knobs if not _is_offered(knob, offered)]
     if missing:
         raise SpecError(
-            "space", name, f"the engine has no flag for {', '.join(missing)}", "Use --space vllm, or drop these knobs"
+            "--space", name, f"the engine has no flag for {', '.join(missing)}", "Use --space vllm, or drop these knobs"
         )
     return space
 
@@ -147,11 +147,11 @@ def _shortened(space: Space, max_len: int | None) -> Space:
 def _read(name: str) -> Space:
     path = Path(name)
     if path.suffix != ".toml":
-        raise SpecError("space", name, "no such space", "Choose vllm, paper8, or a file that ends in .toml")
+        raise SpecError("--space", name, "no such space", "Choose vllm, paper8, or a file that ends in .toml")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SpecError("space", name, f"the file can't be read ({error})", "Give the path of a TOML file") from error
+        raise SpecError("--space", name, f"the file can't be read ({error})", "Give the path of a TOML file") from error
     return Space.from_toml(text, name)
 
 

@@ -56,9 +56,7 @@ class StudyLog:
     def trials(self) -> list[Trial]:
         """All complete trials, numbered 1, 2, ... Raises LogError naming the first line that is wrong."""
         self.header()
-        return [
-            self._trial(number, line) for number, line in enumerate(_complete_lines(_read(self.path))[1:], start=1)
-        ]
+        return [self._trial(number, line) for number, line in enumerate(_complete_lines(_read(self.path))[1:], start=1)]
 
     def _trial(self, number: int, line: bytes) -> Trial:
         where = f"{self.path}, line {number + 1}"
@@ -82,9 +80,13 @@ class StudyLog:
                     _drop_unfinished_line(self.path)
                 yield
         except Timeout as error:
-            raise LogError(f"{self.directory}: another sloguard is writing this study. Wait for it or stop it.") from error
+            raise LogError(
+                f"{self.directory}: another sloguard is writing this study. Wait for it or stop it."
+            ) from error
         except OSError as error:
-            raise LogError(f"{self.directory}: can't be written ({error.strerror or error}). Choose another --out.") from error
+            raise LogError(
+                f"{self.directory}: can't be written ({error.strerror or error}). Choose another --out."
+            ) from error
 
     def append_header(self, header: dict[str, Any]) -> None:
         self._append({"kind": "header", "schema": SCHEMA, **header})

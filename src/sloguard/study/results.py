@@ -9,7 +9,7 @@ from typing import Any
 
 from sloguard.contract import Check
 from sloguard.optim.base import Goal, best, violation
-from sloguard.trial import Crashed, Measured, Refused, Trial
+from sloguard.trial import Crashed, Measured, Refused, Trial, Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,31 @@ class Results:
         return sum(len(t.avoided) + isinstance(t.outcome, Refused) for t in self.trials)
 
     @property
+    def not_applied(self) -> dict[str, int]:
+        """Knobs that the engine overrode, with the number of trials: what was asked for is not what ran."""
+        found: Counter[str] = Counter()
+        for trial in self.trials:
+            if isinstance(trial.outcome, Measured):
+                ran = trial.outcome.effective
+                found.update(
+                    name for name, asked in trial.config.items() if name in ran and not _same(asked, ran[name])
+                )
+        return dict(found)
+
+    @property
+    def notes(self) -> dict[str, int]:
+        """What a reader of the figures must know, with the number of trials it holds for."""
+        measured = (t.outcome for t in self.trials if isinstance(t.outcome, Measured))
+        return dict(Counter(note for outcome in measured for note in outcome.notes))
+
+    @property
+    def client_limited(self) -> int:
+        """Trials whose figures say as much about the load client as about the engine."""
+        return sum(isinstance(t.outcome, Measured) and t.outcome.summary.client_limited for t in self.trials)
+
+    @property
     def gain(self) -> float | None:
-        """Best over default as a ratio minus 1 (of goodput, or of the latency saved); None without a feasible default."""
+        """Best over default as a ratio minus 1 (goodput gained, or latency saved); None without a feasible default."""
         if self.best is None or self.default is None or not self.default.feasible:
             return None
         mine, theirs = self.goal.score(self.best), self.goal.score(self.default)
@@ -79,6 +102,9 @@ class Results:
             "feasible": self.feasible,
             "cost_s": sum(t.cost_s for t in self.trials),
             "wasted_s": self.wasted_s,
+            "not_applied": self.not_applied,
+            "notes": self.notes,
+            "client_limited": self.client_limited,
             "wall_s": wall_s,
         }
 
@@ -96,6 +122,12 @@ class Results:
         }
 
 
+def _same(asked: Value, ran: Value) -> bool:
+    if isinstance(asked, float) and isinstance(ran, int | float):
+        return abs(asked - ran) < 1e-6
+    return asked == ran
+
+
 def binding_check(trial: Trial | None) -> Check | None:
     """The promise that a measured trial is furthest from keeping."""
     return trial.outcome.verdict.binding if trial and isinstance(trial.outcome, Measured) else None
@@ -106,4 +138,7 @@ def _binding(trial: Trial | None) -> dict[str, Any] | None:
     if check is None:
         return None
     lost = check.measured_s == float("inf")
-    return {"slo": str(check.limit), "measured_ms": None if lost or check.measured_s is None else check.measured_s * 1000}
+    return {
+        "slo": str(check.limit),
+        "measured_ms": None if lost or check.measured_s is None else check.measured_s * 1000,
+    }

@@ -35,7 +35,7 @@ REFUSALS_PER_TRIAL = 20  # proposals the guard may turn down before the trial it
 ENVIRONMENT_ATTEMPTS = 3  # a port or a network hiccup is tried again; what persists is the user's to mend
 
 
-class EnvironmentFault(SloguardError):
+class EnvironmentFault(SloguardError):  # noqa: N818 - it is the machine that is at fault
     """The machine, not a config, keeps the engine from running. The study stops and can be resumed."""
 
     def __init__(self, crash: Crash) -> None:
@@ -96,8 +96,8 @@ def run_study(
 def propose(study: Study, history: Sequence[Trial], number: int) -> Proposal:
     """The next config to try. Raises Exhausted when there is none."""
     if number == 1 and study.try_default:
-        default = study.engine.default_config()
-        return Proposal(default, default)
+        known = study.engine.default_config()
+        return Proposal(Config(), Config({name: known[name] for name in study.space.names if name in known}))
     seen = list(with_avoided(history))
     avoided: list[Avoided] = []
     while True:
@@ -138,7 +138,8 @@ def _attempt(study: Study, proposal: Proposal, number: int, trial_dir: Path, on_
             if crash.environment and attempt < ENVIRONMENT_ATTEMPTS:
                 continue
             return trial(Crashed(crash), cost_s)
-        measured = Measured(summarise(run.timelines), study.contract.judge(run.timelines), run.startup_s, run.effective)
+        verdict = study.contract.judge(run.timelines)
+        measured = Measured(summarise(run.timelines), verdict, run.startup_s, run.effective, run.notes)
         return trial(measured, cost_s + run.cost_s, _resolved(proposal.config, run.effective, study.space))
     raise AssertionError("unreachable: the last attempt returns")
 
