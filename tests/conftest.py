@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 from hypothesis import HealthCheck, settings
+
+from demo_model import demo_model_tool
+from paths import REPO
 
 # Nothing here may fail because the machine is busy.
 settings.register_profile("sloguard", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("sloguard")
+
+
+@pytest.fixture(scope="session")
+def demo_tiny() -> Path:
+    """A directory with the smallest demo model."""
+    return demo_model_tool().make("demo-tiny", REPO / "models" / "demo-tiny")

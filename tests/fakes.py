@@ -58,6 +58,9 @@ class FakeEngine:
             raise EngineCrash(response, cost_s=3.0)
         return Run(served(requests, *response), startup_s=5.0, cost_s=10.0)
 
+    def command_for(self, config: Config) -> list[str]:
+        return ["fake", *map(str, config.values())]
+
     def facts(self) -> Facts:
         return Facts()
 

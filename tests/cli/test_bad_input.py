@@ -87,10 +87,10 @@ WRONG = (
 )
 
 FILES = {
-    "broken.toml": "[[knob]\nname = ",
-    "knob.toml": '[[knob]]\nname = "max_num_sequences"\ntype = "int"\nlow = 1\nhigh = 8\n',
-    "field.toml": '[[knob]]\nname = "max_num_seqs"\ntype = "int"\nlow = 1\nhigh = 8\nstep = 2\n',
-    "range.toml": '[[knob]]\nname = "max_num_seqs"\ntype = "int"\nlow = 9\nhigh = 8\n',
+    "broken.toml": "[max_num_seqs\ntype = ",
+    "knob.toml": '[max_num_sequences]\ntype = "int"\nlow = 1\nhigh = 8\n',
+    "field.toml": '[max_num_seqs]\ntype = "int"\nlow = 1\nhigh = 8\nstep = 2\n',
+    "range.toml": '[max_num_seqs]\ntype = "int"\nlow = 9\nhigh = 8\n',
     "header.csv": "when,what\n1,2\n",
     "length.csv": "arrival_s,input_tokens,output_tokens\n0.5,10,10\n1.0,-7,10\n",
     "damaged/study.jsonl": '{"kind":"header","schema":1,"spec":{}}\n{"kind":"trial","num\n{"kind":"trial"}\n',

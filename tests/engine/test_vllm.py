@@ -5,9 +5,7 @@ Each start takes 10 to 30 s on an idle machine; the whole file about 4 minutes.
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from paths import REPO
+from demo_model import VLLM_PYTHON, needs_vllm
 from sloguard.crash import diagnose
 from sloguard.engine.base import Run, Timeouts
 from sloguard.engine.processes import RUN_ID, STATE_DIR, reap_orphans
@@ -27,13 +25,7 @@ from sloguard.errors import EngineCrash
 from sloguard.request import End, Request, Stage
 from sloguard.trial import Config, Value
 
-PYTHON = Path(os.environ.get("SLOGUARD_VLLM_PYTHON", REPO / ".venv-vllm" / "bin" / "python"))
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(
-        not PYTHON.exists(), reason=f"no vLLM at {PYTHON}: make .venv-vllm, or set SLOGUARD_VLLM_PYTHON"
-    ),
-]
+pytestmark = [pytest.mark.vllm, needs_vllm]
 
 # The share of memory that --gpu-memory-utilization means changes between starts on a virtual machine; bytes don't.
 SMALL: dict[str, Value] = {
@@ -43,18 +35,6 @@ SMALL: dict[str, Value] = {
     "kv_cache_memory_bytes": "64M",
 }
 PATIENT = Timeouts(server_start_s=300, first_start_s=300, preflight_s=60)
-
-
-@pytest.fixture(scope="module")
-def model() -> Path:
-    """demo-tiny, made by the project's own tool."""
-    spec = importlib.util.spec_from_file_location("make_demo_model", REPO / "tools" / "make_demo_model.py")
-    assert spec is not None
-    assert spec.loader is not None
-    tool = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = tool
-    spec.loader.exec_module(tool)
-    return tool.make("demo-tiny", REPO / "models" / "demo-tiny")
 
 
 @pytest.fixture(autouse=True)
@@ -109,9 +89,9 @@ def during_load(action: Callable[[], None]) -> Callable[[str], None]:
     return on_phase
 
 
-def test_a_healthy_run(model: Path, tmp_path: Path) -> None:
+def test_a_healthy_run(demo_tiny: Path, tmp_path: Path) -> None:
     shared_before = shared_memory()
-    engine = VllmEngine(str(model), python=str(PYTHON), fixed=SMALL, timeouts=PATIENT, warmup=2)
+    engine = VllmEngine(str(demo_tiny), python=str(VLLM_PYTHON), fixed=SMALL, timeouts=PATIENT, warmup=2)
     phases: list[str] = []
     run = engine.run(Config({"max_num_seqs": 16}), requests(10, 0.05, 8), tmp_path / "trial", phases.append)
     assert isinstance(run, Run)
@@ -132,8 +112,8 @@ def test_a_healthy_run(model: Path, tmp_path: Path) -> None:
     assert "Application startup complete" in log
 
 
-def test_what_is_installed_is_known(model: Path) -> None:
-    engine = VllmEngine(str(model), python=str(PYTHON), fixed=SMALL)
+def test_what_is_installed_is_known(demo_tiny: Path) -> None:
+    engine = VllmEngine(str(demo_tiny), python=str(VLLM_PYTHON), fixed=SMALL)
     facts = engine.facts()
     assert facts.version is not None
     assert facts.version >= (0, 19, 0)
@@ -142,7 +122,7 @@ def test_what_is_installed_is_known(model: Path) -> None:
     assert facts.model is not None
     assert facts.model.layers == 2
     command = engine.command_for(Config({"enable_prefix_caching": False}))
-    assert str(model) in command
+    assert str(demo_tiny) in command
     assert command[-1] == "--no-enable-prefix-caching"
 
 
@@ -156,12 +136,12 @@ def test_what_is_installed_is_known(model: Path) -> None:
     ids=["kv-cache-too-small", "tokens-below-sequences", "memory-share-too-high"],
 )
 def test_a_config_that_cannot_start(
-    config: dict[str, Value], cause_in_log: str, category: str, model: Path, tmp_path: Path
+    config: dict[str, Value], cause_in_log: str, category: str, demo_tiny: Path, tmp_path: Path
 ) -> None:
     fixed = {name: value for name, value in SMALL.items() if name not in config}
     if "gpu_memory_utilization" in config:
         del fixed["kv_cache_memory_bytes"]
-    engine = VllmEngine(str(model), python=str(PYTHON), fixed=fixed, timeouts=PATIENT)
+    engine = VllmEngine(str(demo_tiny), python=str(VLLM_PYTHON), fixed=fixed, timeouts=PATIENT)
     with pytest.raises(EngineCrash) as crash:
         engine.run(Config(config), requests(1, 0, 1), tmp_path / "trial")
     evidence = crash.value.evidence
@@ -184,11 +164,11 @@ def test_a_config_that_cannot_start(
     ids=["api-server-killed", "engine-core-killed", "worker-hangs"],
 )
 def test_an_engine_that_fails_under_load(
-    victim: str, number: signal.Signals, timed_out: bool, model: Path, tmp_path: Path
+    victim: str, number: signal.Signals, timed_out: bool, demo_tiny: Path, tmp_path: Path
 ) -> None:
     shared_before = shared_memory()
     timeouts = Timeouts(server_start_s=300, first_start_s=300, preflight_s=5, request_s=5)
-    engine = VllmEngine(str(model), python=str(PYTHON), fixed=SMALL, timeouts=timeouts)
+    engine = VllmEngine(str(demo_tiny), python=str(VLLM_PYTHON), fixed=SMALL, timeouts=timeouts)
     strike = during_load(lambda: server_processes()[victim].send_signal(number))
     with pytest.raises(EngineCrash) as crash:
         engine.run(Config(), requests(100, 0.05, 200), tmp_path / "trial", strike)
@@ -219,8 +199,8 @@ engine.run(Config(), load, Path(trial), lambda phase: print(phase, flush=True))
 """
 
 
-def test_a_killed_sloguard_leaves_nothing_after_the_next_start(model: Path, tmp_path: Path) -> None:
-    arguments = [str(PYTHON), str(model), str(tmp_path / "trial")]
+def test_a_killed_sloguard_leaves_nothing_after_the_next_start(demo_tiny: Path, tmp_path: Path) -> None:
+    arguments = [str(VLLM_PYTHON), str(demo_tiny), str(tmp_path / "trial")]
     with subprocess.Popen([sys.executable, "-c", OWNER, *arguments], stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
         for line in owner.stdout:

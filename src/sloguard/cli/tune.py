@@ -16,13 +16,13 @@ from sloguard.errors import SpecError
 from sloguard.optim.base import Goal
 from sloguard.report.files import write_text_atomic
 from sloguard.report.tables import study_report
-from sloguard.space.flags import to_flags, to_yaml
+from sloguard.space.flags import to_yaml
 from sloguard.study.build import build_study
 from sloguard.study.log import StudyLog
 from sloguard.study.results import Results
 from sloguard.study.runner import Study, run_study
 from sloguard.study.spec import StudySpec
-from sloguard.trial import Config, Trial, Value
+from sloguard.trial import Value
 
 EXIT_INFEASIBLE = 3
 
@@ -103,7 +103,7 @@ def command(
         typer.echo(json.dumps(summary, indent=2))
     else:
         console = plain_console()
-        console.print(study_report(results, _serve_command(spec, results.best), spec.engine == "sim"))
+        console.print(study_report(results, _command(study, results), spec.engine == "sim"))
         console.print(f"Everything is in {out}/: study.jsonl, summary.json, best.yaml, trials/", highlight=False)
     return 0 if results.best else EXIT_INFEASIBLE
 
@@ -133,22 +133,24 @@ def _open(log: StudyLog, spec: StudySpec, study: Study) -> None:
         raise SpecError(name, mine, f"the study in {log.directory} was made with {recorded.get(name)!r}", fix)
 
 
+def _command(study: Study, results: Results) -> list[str]:
+    return study.engine.command_for(results.best.overrides) if results.best else []
+
+
 def _write_results(out: Path, spec: StudySpec, results: Results, wall_s: float) -> dict[str, object]:
     summary = results.to_json(wall_s)
     write_text_atomic(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     if results.best:
-        fixed = {"model": spec.model, **_fixed(spec)}
+        fixed = {"model": _anywhere(spec.model), **_fixed(spec)}
         write_text_atomic(out / "best.yaml", to_yaml(results.best.overrides, fixed))
     else:
         (out / "best.yaml").unlink(missing_ok=True)
     return summary
 
 
-def _serve_command(spec: StudySpec, best: Trial | None) -> list[str]:
-    """What a user types to run the best config."""
-    if best is None:
-        return []
-    return ["vllm", "serve", spec.model, *to_flags(Config({**_fixed(spec), **best.overrides}))]
+def _anywhere(model: str) -> str:
+    """A model's path as it holds from any directory; a hub name as it stands."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
 def _fixed(spec: StudySpec) -> dict[str, Value]:

@@ -71,7 +71,6 @@ class Facts:
     offered: frozenset[str] | None = None
     gpu: GpuFacts | None = None
     model: ModelShape | None = None
-    tensor_parallel: int = 1
 
 
 OnPhase = Callable[[str], None]
@@ -100,6 +99,10 @@ class Engine(Protocol):
         Logs and raw results go under `trial_dir`, which exists and is empty. `on_phase` is told "starting", "loading"
         (with figures, where there are any) and "stopping" as they begin.
         """
+        ...
+
+    def command_for(self, config: Config) -> list[str]:
+        """What a person types to serve the model with `config`; empty where the server is not ours to start."""
         ...
 
     def facts(self) -> Facts:

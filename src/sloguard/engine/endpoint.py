@@ -56,6 +56,9 @@ class EndpointEngine:
     def default_config(self) -> Config:
         return Config()
 
+    def command_for(self, config: Config) -> list[str]:
+        return []
+
     def facts(self) -> Facts:
         """Of the machine behind it nothing is known but the version, where the server says it is vLLM's."""
         numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", self._version)

@@ -27,13 +27,15 @@ from sloguard.sim.kernel import Kernel
 from sloguard.sim.memory import weight_bytes
 from sloguard.sim.replica import OnTokens, Replica
 from sloguard.sim.serve import simulate
-from sloguard.sim.settings import Settings, read_settings
+from sloguard.sim.settings import KNOBS, Settings, read_settings
 from sloguard.sim.start import Failure, Start, start
+from sloguard.space.flags import to_flags
 from sloguard.space.vllm import vllm_defaults
 from sloguard.trial import Config, Value
 
 VLLM_VERSION = (0, 32, 0)  # whose defaults, decisions and messages are simulated
 STOP_S = 5.0
+FLAGS = frozenset({"--dtype", *(f"--{knob.replace('_', '-')}" for knob in KNOBS)})
 NOISE = 0.02  # spread of step times, between runs of one config and again between steps
 
 
@@ -84,8 +86,12 @@ class SimulatedEngine:
         """What vLLM runs on this GPU when nothing is asked, beside the arguments the user fixed."""
         return self._defaults
 
+    def command_for(self, config: Config) -> list[str]:
+        split: dict[str, Value] = {"tensor_parallel_size": self.tp} if self.tp > 1 else {}
+        return ["vllm", "serve", self.model.name, *to_flags({**split, **self._fixed, **config})]
+
     def facts(self) -> Facts:
-        return Facts(version=VLLM_VERSION, gpu=self.gpu, model=self.model, tensor_parallel=self.tp)
+        return Facts(version=VLLM_VERSION, offered=FLAGS, gpu=self.gpu, model=self.model)
 
     def describe(self) -> dict[str, str]:
         return {

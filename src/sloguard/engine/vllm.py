@@ -103,7 +103,6 @@ class VllmEngine:
             offered=offered_flags(self.install.help_text()),
             gpu=self._gpu() if self.install.device == "cuda" else None,
             model=known_model_shape(self.model),
-            tensor_parallel=self._tensor_parallel,
         )
 
     def _gpu(self) -> GpuFacts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
@@ -65,8 +66,8 @@ def study_report(results: Results, command: Sequence[str], simulated: bool) -> R
     if results.crashes or results.avoided:
         parts.append(_crashes(results))
     parts += [Text(line, "yellow") for line in _warnings(results)]
-    if results.best:
-        parts.append(Text.assemble(("Apply it: ", "bold"), " ".join(command)))
+    if command:
+        parts.append(Text.assemble(("Apply it: ", "bold"), shlex.join(command)))
     return Group(*parts)
 
 

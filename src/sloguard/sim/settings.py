@@ -64,6 +64,8 @@ def _share(value: Value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
 
 
+KNOBS = tuple(field.name for field in fields(Settings))
+
 # What each knob takes: a test, and the words for an error.
 _TAKES: dict[str, tuple[Callable[[Value], bool], str]] = {
     "max_num_seqs": (_whole, "a whole number from 1"),
@@ -101,7 +103,7 @@ def read_settings(values: Mapping[str, Value]) -> Settings:
         test, words = _TAKES[name]
         if not test(value):
             raise SpecError(name, value, "not a value of this knob", f"Give {words}")
-    missing = [field.name for field in fields(Settings) if field.name not in values]
+    missing = [name for name in KNOBS if name not in values]
     if missing:
         raise SpecError(missing[0], None, "not given", "Start from the engine's default config")
     return Settings(**values)  # pyright: ignore[reportArgumentType] - every value was tested above
