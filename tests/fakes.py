@@ -12,6 +12,7 @@ from sloguard.crash import Evidence
 from sloguard.engine.base import Facts, OnPhase, Run, ignore_phase
 from sloguard.errors import EngineCrash
 from sloguard.request import End, Request, Stage, Timeline
+from sloguard.space.space import Space
 from sloguard.trial import Config
 
 OOM = Evidence("startup", exit_code=1, log_tail="torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB.")
@@ -63,6 +64,9 @@ class FakeEngine:
 
     def facts(self) -> Facts:
         return Facts()
+
+    def check_space(self, space: Space) -> None:
+        return None
 
     def describe(self) -> dict[str, str]:
         return {"engine": "fake"}

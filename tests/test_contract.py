@@ -174,6 +174,8 @@ def test_each_stage_is_held_against_its_own_promise(token_s, dues, judged):
 @settings(max_examples=40)
 @given(RUNS, LIMITS)
 def test_a_limit_is_held_against_numpys_percentile_with_lost_requests_infinitely_late(run, limit):
+    paceless = limit.metric in (Metric.TPOT, Metric.ITL)
+    run = [t for t in run if not (paceless and t.end is End.COMPLETED and t.output_tokens == 1)]
     values = samples_s(run, limit.metric).tolist()
     for t in run:
         if t.end is not End.COMPLETED:
@@ -191,6 +193,38 @@ def test_a_limit_is_held_against_numpys_percentile_with_lost_requests_infinitely
     else:
         assert check.measured_s == pytest.approx(expected, rel=1e-9, abs=1e-12)
         assert check.judgement is (MET if check.measured_s <= limit.limit_s else MISSED)
+
+
+PACE_LIMITS = st.builds(
+    Limit, st.sampled_from([Metric.TPOT, Metric.ITL]), st.sampled_from([0, 50, 90, 99, 100]), SECONDS
+)
+
+
+def one_token(n: int) -> list[Timeline]:
+    return [timeline([0.1], id=f"one{i}") for i in range(n)]
+
+
+@settings(max_examples=40)
+@given(RUNS, PACE_LIMITS, st.integers(1, 50))
+def test_answers_of_one_token_leave_the_pace_of_the_others_as_it_is(run, limit, n):
+    served = [t for t in run if t.end is End.COMPLETED]
+    values = samples_s(served, limit.metric)
+    measured_s = limit.measure(served + one_token(n))
+    if len(values):
+        assert measured_s == pytest.approx(float(np.percentile(values, limit.quantile)), rel=1e-9, abs=1e-12)
+
+
+@settings(max_examples=40)
+@given(RUNS, PACE_LIMITS, st.integers(1, 50))
+def test_answers_of_one_token_dilute_the_share_that_was_lost(run, limit, n):
+    """Only as many lost requests as the quantile allows, among all that were served, are forgiven."""
+    run = [t for t in run if t.end is not End.COMPLETED or (t.output_tokens > 1 and len(t.itl_s))]
+    everything = run + one_token(n)
+    done = [t for t in everything if t.end is End.COMPLETED]
+    served = len(samples_s(done, limit.metric)) + n
+    weights = [max(1, t.request.output_tokens - 1) if limit.metric is Metric.ITL else 1 for t in run if t not in done]
+    lost_too_many = percentile(np.array([0.0] * served + [math.inf] * sum(weights)), limit.quantile) == math.inf
+    assert (limit.measure(everything) == math.inf) == lost_too_many
 
 
 @settings(max_examples=40)
@@ -230,10 +264,20 @@ def test_dropping_work_can_not_pass_a_limit(metric, end):
     assert verdict.checks[0].excess == math.inf
 
 
+@pytest.mark.parametrize("metric", [Metric.TPOT, Metric.ITL])
+def test_answers_of_one_token_have_no_pace_to_miss(metric):
+    contract = Contract((Limit(metric, 99, 1e-6),))
+    (check,) = contract.judge(one_token(2)).checks
+    assert (check.measured_s, check.judgement) == (0.0, MET)
+    lost = timeline([], end=End.TIMED_OUT, output_tokens=1, id="lost")
+    assert contract.judge([*one_token(1), lost]).judgement is MISSED
+    assert contract.judge([*one_token(200), lost]).met
+
+
 def test_a_metric_nobody_could_measure_is_unknown():
-    one_token_each = [timeline([0.1]), timeline([0.2])]
-    for metric in (Metric.TPOT, Metric.ITL):
-        verdict = Contract((Limit(metric, 99, 1000.0),)).judge(one_token_each)
+    all_at_once = [timeline([0.1, 0.1, 0.1]), timeline([0.1])]  # a server that holds its tokens back has gaps to show
+    for metric, run in ((Metric.ITL, all_at_once), (Metric.TPOT, [timeline([])]), (Metric.TPOT, [])):
+        verdict = Contract((Limit(metric, 99, 1000.0),)).judge(run)
         assert verdict.judgement is UNKNOWN
         assert not verdict.met
 

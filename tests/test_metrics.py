@@ -45,7 +45,7 @@ def test_a_summary_by_its_definitions(run, rule):
     done = [t for t in run if t.end is End.COMPLETED]
     good = [t for t in done if judge_request(t, rule) is Judgement.MET]
     refused = [t for t in run if t.end is End.REFUSED]
-    seen_s = [x for t in run for x in [t.due_s, *t.token_s.tolist()]]
+    seen_s = [x for t in run for x in [t.due_s, *t.token_s.tolist(), t.ended_s or 0.0]]
     duration_s = max(seen_s) - min(t.due_s for t in run)
 
     assert (s.offered, s.completed, s.met) == (len(run), len(done), len(good))
@@ -131,6 +131,27 @@ def test_figures_of_a_run_worked_by_hand():
     assert s.ttft_s.p50 == pytest.approx(1.25)
     assert s.errors == {"reset": 1, "503": 1}
     assert s.ends == {"completed": 2, "failed": 1, "refused": 1}
+
+
+def test_the_time_that_a_lost_request_hung_is_part_of_the_run():
+    """200 served within 5 s and one that hung for a minute: the server was busy for 60 s, not 5."""
+    run = [timeline([i * 0.025, i * 0.025 + 0.02], due_s=i * 0.025, id=f"r{i}") for i in range(200)]
+    hung = timeline([], due_s=0.0, end=End.TIMED_OUT, ended_s=60.0, id="hung")
+    assert summarise(run).request_goodput > 39
+    s = summarise([*run, hung])
+    assert s.duration_s == 60.0
+    assert s.request_goodput == s.request_throughput == pytest.approx(200 / 60)
+
+
+def test_cutting_a_run_short_raises_no_rate():
+    unsent = timeline([], due_s=30.0, sent_s=None, end=End.CANCELLED, ended_s=5.0, id="unsent")
+    assert summarise([timeline([1.0]), unsent]).duration_s == 30.0
+
+
+@pytest.mark.parametrize(("ttft_limit_s", "limited"), [(None, False), (0.05, True), (10.0, False)])
+def test_the_runs_own_ttft_limit_says_how_much_lag_is_too_much(ttft_limit_s, limited):
+    run = [timeline([i + 0.01], due_s=float(i), sent_s=i + 0.003, id=f"r{i}") for i in range(100)]
+    assert summarise(run, ttft_limit_s=ttft_limit_s).client_limited is limited
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,25 @@ def test_tokens_of_one_chunk_share_an_instant_and_make_no_gap():
     assert t.output_tokens == 6
 
 
+def test_chunks_that_came_in_one_read_are_chunks_still():
+    """As `vllm bench serve` counts them: a gap for every chunk after the first."""
+    t = timeline([1.0, 1.0, 1.0, 1.5, 1.5, 2.5], chunk_tokens=[1, 2, 1, 1, 1])
+    np.testing.assert_allclose(t.itl_s, [0.0, 0.5, 0.0, 1.0])
+    assert timeline([1.0, 1.0], chunk_tokens=[2]).itl_s.tolist() == []
+    assert timeline([], chunk_tokens=[]).itl_s.tolist() == []
+
+
+def test_chunks_hold_all_tokens_and_no_more():
+    with pytest.raises(ValueError, match="chunks of 3 tokens"):
+        timeline([1.0, 2.0], chunk_tokens=[1, 2])
+
+
+def test_a_request_is_over_when_it_ended_else_with_its_last_token_else_when_it_was_due():
+    assert timeline([1.0, 2.0], due_s=0.5, ended_s=61.0).last_s == 61.0
+    assert timeline([1.0, 2.0], due_s=0.5).last_s == 2.0
+    assert timeline([], due_s=0.5).last_s == 0.5
+
+
 @pytest.mark.parametrize("token_s", [[], [1.0]])
 def test_below_two_tokens_there_is_no_pace(token_s):
     t = timeline(token_s)

@@ -23,11 +23,22 @@ def timeline(
     output_tokens: int | None = None,
     error: str = "",
     id: str = "r0",
+    ended_s: float | None = None,
+    chunk_tokens: Sequence[int] | None = None,
 ) -> Timeline:
     """A request of one stage that was due at `due_s` and whose tokens came at `token_s`."""
     stage = Stage(prompt_tokens, output_tokens or max(1, len(token_s)), slo)
     request = Request(id, due_s, (stage,), slo_class)
-    return Timeline(request, due_s, sent_s, np.array(token_s, dtype=np.float64), end, error)
+    return Timeline(
+        request,
+        due_s,
+        sent_s,
+        np.array(token_s, dtype=np.float64),
+        end,
+        error,
+        ended_s=ended_s,
+        chunk_tokens=None if chunk_tokens is None else np.array(chunk_tokens, dtype=np.int32),
+    )
 
 
 SECONDS = st.floats(1e-4, 100)
@@ -50,6 +61,7 @@ def timelines(draw: st.DrawFn) -> Timeline:
         slo_class=draw(st.sampled_from(["default", "tight", "loose"])),
         output_tokens=draw(st.integers(1, 30)),
         error=draw(st.sampled_from(["", "503", "timeout"])),
+        ended_s=draw(st.none() | st.floats(0, 60).map(lambda after_s: max([due_s, *token_s]) + after_s)),
     )
 
 

@@ -27,6 +27,9 @@ class Metric(StrEnum):
     E2EL = "e2el"
 
 
+PACES = (Metric.TPOT, Metric.ITL)  # of tokens after the first
+
+
 def samples_s(timelines: Sequence[Timeline], metric: Metric) -> NDArray[np.float64]:
     """[n] the metric over completed requests (over all gaps of all of them for ITL), in seconds."""
     done = [t for t in timelines if t.end is End.COMPLETED]
@@ -38,7 +41,10 @@ def samples_s(timelines: Sequence[Timeline], metric: Metric) -> NDArray[np.float
 
 def percentile(sorted_values: NDArray[np.float64], q: float) -> float:
     """Linear-interpolated percentile (0 <= q <= 100) of sorted values [n >= 1]; infinite values are allowed."""
-    position = (len(sorted_values) - 1) * q / 100
+    return _at(sorted_values, (len(sorted_values) - 1) * q / 100)
+
+
+def _at(sorted_values: NDArray[np.float64], position: float) -> float:
     low = int(position)
     weight = position - low
     below, above = float(sorted_values[low]), float(sorted_values[min(low + 1, len(sorted_values) - 1)])
@@ -65,12 +71,24 @@ class Limit:
 
         A request that did not complete counts as infinitely late, so that a server can't pass by dropping work. For
         ITL it counts once for each gap it should have had, or lost requests would vanish among thousands of gaps.
+
+        An answer of one token has no pace, and meets TPOT and ITL limits by definition. It tells nothing of the pace
+        of others, so it leaves the measured values as they are; but it was served, so it counts against the share
+        that was lost. Where no answer is longer the pace is 0.
         """
-        values = samples_s(timelines, self.metric)
+        done = [t for t in timelines if t.end is End.COMPLETED]
         lost = sum(self._samples_of(t) for t in timelines if t.end is not End.COMPLETED)
-        if not len(values) and not lost:
-            return None
-        return percentile(np.sort(np.concatenate([values, np.full(lost, np.inf)])), self.quantile)
+        values = np.sort(samples_s(done, self.metric))
+        paceless = sum(t.output_tokens == 1 for t in done) if self.metric in PACES else 0
+        if not len(values) and paceless == len(done):
+            values, paceless = np.zeros(paceless), 0
+        if not len(values):
+            return float("inf") if lost else None
+        served = len(values) + paceless
+        position = (served + lost - 1) * self.quantile / 100
+        if position > served - 1:
+            return float("inf")
+        return _at(values, position * ((len(values) - 1) / max(served - 1, 1)))
 
     def _samples_of(self, timeline: Timeline) -> int:
         """How many samples a request gives when it completes."""
@@ -118,6 +136,10 @@ class Contract:
     """What a whole run must keep. Without limits it is met by any run in which at least one request completed."""
 
     limits: tuple[Limit, ...] = ()
+
+    def tightest_s(self, metric: Metric) -> float | None:
+        """The smallest limit on `metric`, None where there is none."""
+        return min((limit.limit_s for limit in self.limits if limit.metric is metric), default=None)
 
     def judge(self, timelines: Sequence[Timeline]) -> Verdict:
         checks = tuple(self._check(limit, timelines) for limit in self.limits)

@@ -4,7 +4,8 @@
     ├── SpecError      the user's input: names the field, the value and the fix (exit code 2)
     ├── MissingExtra   an optional dependency is not installed: names the pip extra (exit code 2)
     ├── LogError       the disk: a study log that can't be read, written or locked (exit code 2)
-    └── EngineCrash    the engine: carries the evidence (`crash.py`); only `study/runner.py` catches it
+    ├── EngineCrash    the engine: carries the evidence (`crash.py`); only `study/runner.py` catches it
+    └── EnvironmentFault   the machine keeps every engine from running (`study/runner.py`; exit code 2)
 
 Anything else that is raised is a bug in sloguard and is left to stop the program.
 """

@@ -96,8 +96,14 @@ class ClassSummary:
         return ClassSummary(**{**data, **read})
 
 
-def summarise(timelines: Sequence[Timeline], rule: TpotRule = TpotRule.MEAN) -> Summary:
-    """Figures of a run with at least one offered request. Raises ValueError for an empty run."""
+def summarise(
+    timelines: Sequence[Timeline], rule: TpotRule = TpotRule.MEAN, ttft_limit_s: float | None = None
+) -> Summary:
+    """Figures of a run with at least one offered request. Raises ValueError for an empty run.
+
+    `ttft_limit_s` is the tightest TTFT that the whole run was promised (a contract's): like the requests' own SLOs it
+    says how much lag of the client is too much.
+    """
     if not timelines:
         raise ValueError("nothing was offered, so there is nothing to summarise")
     done = [t for t in timelines if t.end is End.COMPLETED]
@@ -125,7 +131,7 @@ def summarise(timelines: Sequence[Timeline], rule: TpotRule = TpotRule.MEAN) -> 
         attainment=len(good) / len(timelines),
         attainment_admitted=len(good) / admitted if admitted else None,
         tpot_rule=rule.value,
-        client_limited=(queue_delay.p99 or 0.0) > _lag_limit_s(timelines),
+        client_limited=(queue_delay.p99 or 0.0) > _lag_limit_s(timelines, ttft_limit_s),
         by_class={c: _of_class([t for t in timelines if t.request.slo_class == c], rule) for c in _classes(timelines)},
         errors=dict(Counter(t.error for t in timelines if t.error)),
     )
@@ -148,13 +154,15 @@ def _classes(timelines: Sequence[Timeline]) -> list[str]:
 
 
 def _duration_s(timelines: Sequence[Timeline]) -> float:
-    """From the first due instant to the last thing seen; never zero."""
-    start = min(t.due_s for t in timelines)
-    seen = [float(t.token_s[-1]) for t in timelines if len(t.token_s)]
-    return max(max(seen, default=start), max(t.due_s for t in timelines)) - start or 1e-9
+    """From the first due instant to the end of the last request; never zero.
+
+    The time that lost requests hung is part of it, and so are the due instants of requests that were never sent: a
+    rate is not raised by losing work.
+    """
+    return max(max(t.last_s, t.due_s) for t in timelines) - min(t.due_s for t in timelines) or 1e-9
 
 
-def _lag_limit_s(timelines: Sequence[Timeline]) -> float:
+def _lag_limit_s(timelines: Sequence[Timeline], ttft_limit_s: float | None) -> float:
     """The lag beyond which the client, not the server, is what was measured."""
-    slos = [stage.slo.ttft_s for t in timelines for stage in t.request.stages if stage.slo.ttft_s is not None]
-    return min([CLIENT_LAG_LIMIT_S, *(CLIENT_LAG_SHARE * slo for slo in slos)])
+    promises = [ttft_limit_s, *(stage.slo.ttft_s for t in timelines for stage in t.request.stages)]
+    return min([CLIENT_LAG_LIMIT_S, *(CLIENT_LAG_SHARE * ttft_s for ttft_s in promises if ttft_s is not None)])

@@ -9,21 +9,29 @@ from typing import Any
 from sloguard.errors import SpecError
 
 
-def load(table: Mapping[str, str], name: str, field: str) -> Any:
+def load(table: Mapping[str, str], name: str, field: str, method: str | None = None) -> Any:
     """The class that `name` stands for: a key of `table` ("module:Class") or a path "package.module:Class" itself.
 
-    Raises SpecError, naming `field`, where there is none.
+    `method` is one that every class of the family has. Raises SpecError, naming `field`, where there is no such class;
+    an error inside the user's own module is left as it is, for its traceback tells more.
     """
     path = table.get(name, name)
-    module, _, attribute = path.partition(":")
+    module, colon, attribute = path.partition(":")
     choices = f"Choose one of {', '.join(sorted(table))}, or give your own class as package.module:Class."
-    if not attribute:
+    if not colon:
         raise SpecError(field, name, "no such name", choices)
+    if not all(part.isidentifier() for part in (*module.split("."), attribute)):
+        raise SpecError(field, name, "is not of the form package.module:Class", choices)
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
-        if error.name is None or not module.startswith(error.name):
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise
         raise SpecError(field, name, f"module {module!r} can't be imported", choices) from error
     except AttributeError as error:
         raise SpecError(field, name, f"{module!r} has no {attribute!r}", choices) from error
+    if not isinstance(found, type):
+        raise SpecError(field, name, f"is no class but a {type(found).__name__}", choices)
+    if method is not None and not callable(getattr(found, method, None)):
+        raise SpecError(field, name, f"has no method {method!r}", choices)
+    return found

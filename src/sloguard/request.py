@@ -70,6 +70,12 @@ class Timeline:
     `token_s` [tokens] holds the instant each output token arrived, in order; tokens that came in one chunk share an
     instant. Latency counts from `due_s`, when the request should have been sent, never from when a client's queue
     let it go (`sent_s`). `stage_due_s` [stages] is when each stage became due; the first is `due_s`.
+
+    `ended_s` is when it was over, completed or not: a request that hung ended long after its last token. None where
+    nobody noted it: then it ended with its last token, or, without any, when it was due.
+
+    `chunk_tokens` [chunks] holds the tokens of each chunk that carried any, for several chunks may arrive at one
+    instant. None: what shares an instant was one chunk. Raises ValueError where they don't sum to the tokens.
     """
 
     request: Request
@@ -80,6 +86,12 @@ class Timeline:
     error: str = ""
     prompt_tokens: int | None = None  # as the server counted them, where it said so
     stage_due_s: tuple[float, ...] = ()
+    ended_s: float | None = None
+    chunk_tokens: NDArray[np.integer] | None = None
+
+    def __post_init__(self) -> None:
+        if self.chunk_tokens is not None and int(self.chunk_tokens.sum()) != len(self.token_s):
+            raise ValueError(f"chunks of {self.chunk_tokens.sum()} tokens in all, but {len(self.token_s)} tokens")
 
     @cached_property
     def output_tokens(self) -> int:
@@ -100,8 +112,17 @@ class Timeline:
 
     @cached_property
     def itl_s(self) -> NDArray[np.float64]:
-        """[chunks - 1] gaps between consecutive token-carrying chunks."""
-        return np.diff(np.unique(self.token_s))
+        """[chunks - 1] gaps between consecutive token-carrying chunks; 0 between chunks that came in one read."""
+        if self.chunk_tokens is None:
+            return np.diff(np.unique(self.token_s))
+        return np.diff(self.token_s[np.cumsum(self.chunk_tokens) - self.chunk_tokens])
+
+    @property
+    def last_s(self) -> float:
+        """When it was over, as far as anybody noted."""
+        if self.ended_s is not None:
+            return self.ended_s
+        return float(self.token_s[-1]) if len(self.token_s) else self.due_s
 
     @property
     def queue_delay_s(self) -> float | None:

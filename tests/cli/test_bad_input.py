@@ -13,6 +13,7 @@ from sloguard.study.log import StudyLog
 from sloguard.study.spec import StudySpec
 
 TUNE = "tune --engine sim --gpu A100-40GB --model Qwen/Qwen2-1.5B --slo-ttft-p99 500 --out {out}"
+ENDPOINT = "tune --engine endpoint --model m --slo-ttft-p99 500 --out {out}"
 BENCH = "bench --base-url http://127.0.0.1:9 --model m --request-rate 1 --num-requests 1"
 
 
@@ -45,6 +46,7 @@ WRONG = (
     Wrong("an unknown knob in TOML", f"{TUNE} --space {{tmp}}/knob.toml", ("max_num_sequences",)),
     Wrong("an unknown field in TOML", f"{TUNE} --space {{tmp}}/field.toml", ("step",)),
     Wrong("an inverted range in TOML", f"{TUNE} --space {{tmp}}/range.toml", ("max_num_seqs",)),
+    Wrong("a range beyond what a knob takes", f"{TUNE} --space {{tmp}}/share.toml", ("gpu_memory_utilization", "2.5")),
     Wrong("unknown workload", f"{TUNE} --workload night", ("--workload", "'night'", "interactive")),
     Wrong("a trace that isn't there", f"{TUNE} --workload {{tmp}}/none.csv", ("none.csv",)),
     Wrong("a trace with another header", f"{TUNE} --workload {{tmp}}/header.csv", ("header.csv",)),
@@ -53,6 +55,7 @@ WRONG = (
     Wrong("a negative rate", f"{TUNE} --request-rate -3", ("--request-rate", "-3")),
     Wrong("a rate that is no number", f"{TUNE} --request-rate nan", ("--request-rate", "nan")),
     Wrong("no requests", f"{TUNE} --num-requests 0", ("--num-requests", "0")),
+    Wrong("no way to scale a trace", f"{TUNE} --trace-scaling warp", ("--trace-scaling", "'warp'", "stretch")),
     Wrong("an engine argument without a value", f"{TUNE} --engine-arg max_num_seqs", ("--engine-arg", "K=V")),
     Wrong("an engine argument twice", f"{TUNE} --engine-arg a=1 --engine-arg a=2", ("--engine-arg", "twice")),
     Wrong("a knob the simulator doesn't know", f"{TUNE} --engine-arg warp_speed=9", ("warp_speed",)),
@@ -63,15 +66,25 @@ WRONG = (
     Wrong("a model path that isn't there", f"{TUNE} --engine vllm --model ./no/such/model", ("no/such/model",)),
     Wrong("a Python without vLLM", f"{TUNE} --engine vllm --engine-python {sys.executable}", ("vllm",)),
     Wrong("a Python that isn't there", f"{TUNE} --engine vllm --engine-python /no/python", ("/no/python",)),
+    Wrong("a Python that is another program", f"{TUNE} --engine vllm --engine-python /bin/true", ("no Python", "true")),
+    Wrong("an optimizer of no module", f"{TUNE} --optimizer :X", ("--optimizer", "':X'", "package.module:Class")),
+    Wrong("an optimizer that is a module", f"{TUNE} --optimizer os:path", ("--optimizer", "'os:path'", "no class")),
+    Wrong("an engine argument that is empty", f"{TUNE} --engine-arg max_num_seqs=", ("--engine-arg", "no value")),
+    Wrong("a secret as an engine argument", f"{TUNE} --engine-arg hf_token=hush", ("hf_token", "Export HF_TOKEN")),
+    Wrong("a server for the simulator", f"{TUNE} --base-url http://127.0.0.1:9", ("--base-url", "simulated")),
+    Wrong("a Python for the simulator", f"{TUNE} --engine-python python3", ("--engine-python", "simulated")),
     Wrong("a port of one's own", f"{TUNE} --engine vllm --engine-arg port=8000", ("--engine-arg", "port")),
     Wrong("out is a file", TUNE.replace("{out}", "{tmp}/header.csv"), ("--out", "header.csv")),
     Wrong("out can't be written", TUNE.replace("{out}", "/proc/study"), ("/proc/study",)),
     Wrong("out holds a study", TUNE.replace("{out}", "{tmp}/study"), ("--out", "--resume")),
     Wrong("resumed with another seed", TUNE.replace("{out}", "{tmp}/study") + " --resume --seed 5", ("seed", "5")),
     Wrong("a log damaged in the middle", TUNE.replace("{out}", "{tmp}/damaged") + " --resume", ("line 2",)),
+    Wrong("a header that lost its spec", TUNE.replace("{out}", "{tmp}/headless") + " --resume", ("line 1", "'spec'")),
     Wrong("a study of the future", TUNE.replace("{out}", "{tmp}/future") + " --resume", ("schema 99",)),
     Wrong("an endpoint without a URL", f"{TUNE} --engine endpoint", ("--base-url",)),
-    Wrong("an endpoint that is not there", f"{TUNE} --engine endpoint --base-url http://127.0.0.1:9", ("127.0.0.1:9",)),
+    Wrong("an endpoint that is not there", f"{ENDPOINT} --base-url http://127.0.0.1:9", ("127.0.0.1:9",)),
+    Wrong("a GPU for an endpoint", f"{ENDPOINT} --base-url http://127.0.0.1:9 --gpu H100", ("--gpu", "H100")),
+    Wrong("GPUs for an endpoint", f"{ENDPOINT} --base-url http://h --tensor-parallel 2", ("--tensor-parallel", "2")),
     Wrong("an API key that isn't set", f"{TUNE} --api-key-env NO_SUCH_KEY", ("--api-key-env", "NO_SUCH_KEY")),
     Wrong("bench: nobody listens", BENCH, ("127.0.0.1:9",)),
     Wrong("bench: no URL", f"{BENCH} --base-url localhost", ("--base-url", "localhost")),
@@ -81,6 +94,9 @@ WRONG = (
     Wrong("bench: an SLO without a number", f"{BENCH} --slo ttft=fast", ("--slo", "fast")),
     Wrong("bench: a negative SLO", f"{BENCH} --slo ttft=-1", ("--slo", "-1")),
     Wrong("bench: a result that can't be written", f"{BENCH} --json /proc/x/y.json", ("/proc/x",)),
+    Wrong("bench: a result that is a directory", f"{BENCH} --json {{tmp}}", ("--json", "{tmp}")),
+    Wrong("bench: a path beyond ASCII", f"{BENCH} --base-url http://h/ü€", ("http://h/ü€", "not the address")),
+    Wrong("bench: a host with an empty label", f"{BENCH} --base-url http://a..b", ("http://a..b", "not the address")),
     Wrong("classify: no such log", "classify {tmp}/none.log", ("none.log",)),
     Wrong("classify: a directory", "classify {tmp}", ("{tmp}",)),
     Wrong("classify: no such phase", "classify {tmp}/header.csv --phase night", ("night",)),
@@ -91,9 +107,11 @@ FILES = {
     "knob.toml": '[max_num_sequences]\ntype = "int"\nlow = 1\nhigh = 8\n',
     "field.toml": '[max_num_seqs]\ntype = "int"\nlow = 1\nhigh = 8\nstep = 2\n',
     "range.toml": '[max_num_seqs]\ntype = "int"\nlow = 9\nhigh = 8\n',
+    "share.toml": '[gpu_memory_utilization]\ntype = "float"\nlow = 0.5\nhigh = 2.5\n',
     "header.csv": "when,what\n1,2\n",
     "length.csv": "arrival_s,input_tokens,output_tokens\n0.5,10,10\n1.0,-7,10\n",
-    "damaged/study.jsonl": '{"kind":"header","schema":1,"spec":{}}\n{"kind":"trial","num\n{"kind":"trial"}\n',
+    "damaged/study.jsonl": '{"kind":"header","schema":1,"spec":{},"engine":{}}\n{"kind":"trial","num\n{"kind":0}\n',
+    "headless/study.jsonl": '{"kind":"header","schema":1}\n',
     "future/study.jsonl": '{"kind":"header","schema":99}\n',
 }
 
@@ -107,7 +125,7 @@ def files(tmp_path: Path) -> Path:
     spec = StudySpec("sim", "Qwen/Qwen2-1.5B", "tba-tpe", 15, 0, {"ttft": 0.5}, gpu="A100-40GB")
     log = StudyLog(tmp_path / "study")
     with log.writer():
-        log.append_header({"spec": spec.to_json()})
+        log.append_header({"spec": spec.to_json(), "engine": {}})
     return tmp_path
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fake_server import FakeServer, error, stream
+from fake_server import FakeServer, Seen, Step, error, stream
 from sloguard.cli.bench import command
 from sloguard.errors import SpecError
 from sloguard.metrics import Summary
@@ -76,6 +78,26 @@ def test_json_on_stdout_is_json_alone():
     assert json.loads(done.stdout)["summary"]["completed"] == 20
 
 
+def test_vllm_json_on_stdout_is_json_alone():
+    with FakeServer() as server:
+        done = bench(server, *FIXED, "--save-vllm-json", "-")
+    assert json.loads(done.stdout)["completed"] == 20
+
+
+def test_the_table_is_shown_although_saving_fails(tmp_path: Path, monkeypatch, capsys):
+    """The directory went away while the run lasted."""
+    place = tmp_path / "results"
+    place.mkdir()
+
+    def answer(seen: Seen) -> Iterator[Step]:
+        shutil.rmtree(place, ignore_errors=True)
+        yield from stream()(seen)
+
+    with FakeServer(answer) as server, pytest.raises(SpecError, match="can't be written"):
+        command(server.url, "m", request_rate=200.0, num_requests=5, json_file=place / "run.json")
+    assert "5 of 5 completed" in capsys.readouterr().out
+
+
 def test_an_infinite_rate_offers_all_at_once():
     with FakeServer() as server:
         done = bench(server, "--request-rate", "inf", "--num-requests", "10", "--output-len", "2", "--json", "-")
@@ -124,7 +146,16 @@ def test_a_server_that_is_not_there_is_one_line_and_exit_code_2():
         ({"api": "responses"}, "api"),
         ({"base_url": "localhost:1"}, "--base-url"),
         ({"api_key_env": "NO_SUCH_VARIABLE"}, "--api-key-env"),
-        ({"json_file": Path("/no/such/dir/x.json")}, "directory"),
+        ({"json_file": Path("/no/such/dir/x.json")}, "--json.*directory"),
+        ({"json_file": Path("/proc/x.json")}, "--json.*can't be written"),
+        ({"json_file": Path("/")}, "--json.*regular file"),
+        ({"save_vllm_json": Path("/no/such/dir/x.json")}, "--save-vllm-json.*directory"),
+        ({"save_vllm_json": Path("/")}, "--save-vllm-json.*regular file"),
+        ({"json_file": Path("x"), "save_vllm_json": Path("x")}, "--save-vllm-json"),
+        ({"base_url": "http://127.0.0.1:9/ü€"}, "--base-url.*not the address"),
+        ({"base_url": "http://a..b"}, "--base-url.*not the address"),
+        ({"base_url": "http://[::1"}, "--base-url.*not the address"),
+        ({"base_url": "http://h/a b"}, "--base-url.*not the address"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_sent(options, word):

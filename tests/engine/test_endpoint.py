@@ -54,7 +54,8 @@ def test_a_running_server_is_measured(server: str, tmp_path: Path) -> None:
     assert [t.end for t in run.timelines] == [End.COMPLETED] * len(LOAD)
     assert [t.output_tokens for t in run.timelines] == [5] * len(LOAD)
     assert run.startup_s == 0
-    assert phases == ["loading"]
+    assert phases[0] == "loading"
+    assert phases[-1] == f"loading: {len(LOAD)}/{len(LOAD)} done, 0 in flight"
     assert engine.facts().version == (0, 32, 0)
     assert engine.describe()["version"] == "0.32.0"
 
@@ -79,8 +80,15 @@ def test_a_server_that_is_gone_afterwards_has_crashed(server: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("server", ["fails-a-request"], indirect=True)
-def test_a_failed_request_of_a_live_server_is_a_result(server: str, tmp_path: Path) -> None:
+def test_warm_up_requests_are_sent_first_and_not_counted(server: str, tmp_path: Path) -> None:
+    """The server fails the fourth answer it gives: the preflight's are the first, so a warm-up request meets it."""
     run = EndpointEngine(server, "the-model").run(Config(), LOAD, tmp_path)
+    assert [t.end for t in run.timelines] == [End.COMPLETED] * len(LOAD)
+
+
+@pytest.mark.parametrize("server", ["fails-a-request"], indirect=True)
+def test_a_failed_request_of_a_live_server_is_a_result(server: str, tmp_path: Path) -> None:
+    run = EndpointEngine(server, "the-model", warmup=0).run(Config(), LOAD, tmp_path)
     assert sum(t.end is End.FAILED for t in run.timelines) == 1
 
 
@@ -97,6 +105,8 @@ def test_nobody_there() -> None:
         (EngineSetup("the-model", base_url="http://h", python="/usr/bin/python3"), "--engine-python"),
         (EngineSetup("the-model", base_url="http://h", fixed={"max_num_seqs": 8}), "--engine-arg"),
         (EngineSetup("the-model", base_url="ftp://h"), "--base-url"),
+        (EngineSetup("the-model", base_url="http://h", gpu="H100"), "--gpu"),
+        (EngineSetup("the-model", base_url="http://h", tensor_parallel=2), "--tensor-parallel"),
     ],
 )
 def test_wrong_input_is_named(setup: EngineSetup, field: str) -> None:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from sloguard.engine import gpu_memory
-from sloguard.engine.gpu_memory import TOLERANCE_BYTES, used_bytes, wait_until_free
+from sloguard.engine.gpu_memory import TOLERANCE_BYTES, settled_bytes, used_bytes, wait_until_free
 
 GIB = 2**30
 UUIDS = ("GPU-aaaa", "GPU-bbbb")
@@ -73,6 +73,19 @@ def test_memory_that_comes_free_meanwhile_is_waited_for(used: list[int], monkeyp
 
     monkeypatch.setattr(gpu_memory.time, "sleep", free)
     assert wait_until_free(baseline, timeout_s=60) == {}
+
+
+def test_memory_of_killed_processes_is_waited_for_until_it_stops_falling(
+    used: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used[1] = 40 * GIB
+    steps = iter((20 * GIB, 5 * GIB, 5 * GIB, 0))
+
+    def fall(seconds: float) -> None:
+        used[1] = next(steps)
+
+    monkeypatch.setattr(gpu_memory.time, "sleep", fall)
+    assert settled_bytes(timeout_s=60) == {"GPU-aaaa": GIB, "GPU-bbbb": 5 * GIB}
 
 
 def test_without_a_driver_there_is_nothing_to_watch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sloguard.engine.model_files import cache_dir, find_model_shape
+from sloguard.engine.model_files import cache_dir, find_model_shape, known_model_shape
 from sloguard.errors import SpecError
 from sloguard.perf.models import MODELS
 
@@ -38,7 +38,7 @@ def snapshot(hub: Path, model: str, revision: str, layers: int, *, main: bool = 
 def test_a_directory(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     shape = find_model_shape(str(tmp_path), {})
-    assert (shape.layers, shape.head_dim, shape.kv_bytes_per_token()) == (2, 32, 512)
+    assert (shape.layers, shape.head_dim, shape.kv_bytes_per_token_per_rank(1)) == (2, 32, 512)
 
 
 def test_the_cache_wins_over_the_table_and_main_over_newer_snapshots(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_broken_directory(tmp_path: Path, text: str | None, message: str) -> N
 def test_the_users_figures_win(tmp_path: Path) -> None:
     env = {"HF_HOME": str(tmp_path), "SLOGUARD_KV_BYTES_PER_TOKEN": "1000", "SLOGUARD_MODEL_FOOTPRINT_GB": "2.5"}
     shape = find_model_shape("Qwen/Qwen2-1.5B", env)
-    assert (shape.kv_bytes_per_token(), shape.kv_bytes(7, tp=2), shape.weight_bytes) == (1000, 3500, 2_500_000_000)
+    assert (shape.kv_bytes(1), shape.kv_bytes(7, tp=2), shape.weight_bytes) == (1000, 3500, 2_500_000_000)
 
 
 @pytest.mark.parametrize("variable", ["SLOGUARD_KV_BYTES_PER_TOKEN", "SLOGUARD_MODEL_FOOTPRINT_GB"])
@@ -105,6 +105,34 @@ def test_the_users_figures_win(tmp_path: Path) -> None:
 def test_a_wrong_figure_is_an_error(tmp_path: Path, variable: str, text: str) -> None:
     with pytest.raises(SpecError, match=variable):
         find_model_shape("Qwen/Qwen2-1.5B", {"HF_HOME": str(tmp_path), variable: text})
+
+
+UNKNOWN_BITS = {**CONFIG, "quantization_config": {"quant_method": "modelopt"}}
+
+
+def test_the_stated_size_stands_in_for_bits_that_the_checkpoint_does_not_say(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(UNKNOWN_BITS))
+    with pytest.raises(SpecError, match="SLOGUARD_MODEL_FOOTPRINT_GB"):
+        find_model_shape(str(tmp_path), {})
+    shape = find_model_shape(str(tmp_path), {"SLOGUARD_MODEL_FOOTPRINT_GB": "0.0005"})
+    assert shape.weight_bytes == 500_000
+    assert shape.weight_bits == pytest.approx(8 * 500_000 / shape.parameters)  # quantised: nothing to quantise again
+
+
+@pytest.mark.parametrize(
+    "config",
+    [UNKNOWN_BITS, {"model_type": "mamba2"}, {**CONFIG, "first_k_dense_replace": [1, 2], "num_experts": 8}],
+    ids=["unknown bits", "no transformer", "a list for a number"],
+)
+def test_a_shape_that_cannot_be_told_is_unknown_to_an_engine_that_may_know_it(
+    config: dict[str, object], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert known_model_shape(str(tmp_path), {}) is None
+    with pytest.raises(SpecError, match="--model"):
+        find_model_shape(str(tmp_path), {})
+    with pytest.raises(SpecError, match="SLOGUARD_MODEL_FOOTPRINT_GB"):
+        known_model_shape(str(tmp_path), {"SLOGUARD_MODEL_FOOTPRINT_GB": "much"})
 
 
 def test_kv_bytes_given_in_gb_are_noticed(tmp_path: Path) -> None:

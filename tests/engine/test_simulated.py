@@ -14,6 +14,8 @@ from sloguard.perf.gpus import GPUS
 from sloguard.perf.models import MODELS
 from sloguard.request import End, Request, Stage
 from sloguard.rng import stream
+from sloguard.space.knobs import Categorical, Float, Int, Knob
+from sloguard.space.space import Space
 from sloguard.space.vllm import space_for
 from sloguard.trial import Config
 
@@ -155,12 +157,45 @@ def test_a_fifth_to_three_fifths_of_random_configs_fail(model: str, gpu: str, ma
         (EngineSetup("Qwen/Qwen2-1.5B", gpu="A100"), "--gpu"),
         (EngineSetup("Qwen/Qwen2-1.5B", gpu="H100", fixed={"max_num_sequences": 3}), "max_num_sequences"),
         (EngineSetup("Qwen/Qwen2-1.5B", gpu="H100", tensor_parallel=0), "tensor_parallel"),
+        (EngineSetup("Qwen/Qwen2-1.5B", gpu="H100", base_url="http://127.0.0.1:8000"), "--base-url"),
+        (EngineSetup("Qwen/Qwen2-1.5B", gpu="H100", python="/usr/bin/python3"), "--engine-python"),
+        (EngineSetup("Qwen/Qwen2-1.5B", gpu="H100", api_key="hush"), "--api-key-env"),
     ],
 )
 def test_what_cannot_be_simulated_is_the_users_error(setup: EngineSetup, field: str):
     with pytest.raises(SpecError) as raised:
         SimulatedEngine.from_setup(setup)
     assert raised.value.field == field
+    assert "hush" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("knob", "value"),
+    [
+        (Float("gpu_memory_utilization", 0.5, 2.5), "2.5"),
+        (Float("gpu_memory_utilization", 0.0, 0.9), "0.0"),
+        (Float("max_num_seqs", 4, 8), "4.0"),
+        (Int("max_num_batched_tokens", 0, 8192), "0"),
+        (Categorical("kv_cache_dtype", ("auto", "int3")), "int3"),
+        (Int("warp_speed", 1, 9), "warp_speed"),
+    ],
+    ids=lambda part: getattr(part, "name", part),
+)
+def test_a_space_it_cannot_run_is_refused_before_any_trial(knob: Knob, value: str):
+    with pytest.raises(SpecError, match=value) as raised:
+        engine().check_space(Space((Int("block_size", 16, 64), knob)))
+    assert raised.value.field == knob.name
+
+
+@pytest.mark.parametrize("name", ["vllm", "paper8"])
+def test_the_offered_spaces_pass(name: str):
+    engine().check_space(space_for(name, version=(0, 32, 0), gpu=GPUS["H100"], max_len=4096))
+
+
+def test_tensor_parallel_comes_from_the_setup():
+    made = SimulatedEngine.from_setup(EngineSetup("Qwen/Qwen2-1.5B", gpu="H100", tensor_parallel=2))
+    assert made.tp == 2
+    assert "--tensor-parallel-size" in made.command_for(Config())
 
 
 def test_it_is_an_engine():

@@ -8,16 +8,21 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from sloguard.engine import vllm_server
+from sloguard.engine import gpu_memory, vllm, vllm_server
 from sloguard.engine.base import EngineSetup, Timeouts
-from sloguard.engine.processes import RUN_ID, STATE_DIR
+from sloguard.engine.processes import RUN_ID, STATE_DIR, Orphan
 from sloguard.engine.vllm import VllmEngine
 from sloguard.engine.vllm_install import find_vllm
 from sloguard.errors import EngineCrash, SpecError
+from sloguard.perf.gpus import GIB, GPUS
 from sloguard.request import End, Request, Stage
+from sloguard.space.knobs import Categorical, Float, Int, Knob
+from sloguard.space.space import Space
+from sloguard.space.vllm import space_for
 from sloguard.trial import Config
 
 FAKE = Path(__file__).with_name("fake_vllm.py")
@@ -208,6 +213,25 @@ def test_a_python_that_is_none(program: str) -> None:
         find_vllm(program)
 
 
+@pytest.mark.parametrize(
+    ("prints", "says"),
+    [("", "it answered nothing"), ("hello\\nworld", "'world'"), ("42", "'42'"), ('{"python": 3}', "python")],
+)
+def test_a_program_that_is_no_python(prints: str, says: str, tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\nprintf '{prints}'\n")
+    program.chmod(0o755)
+    with pytest.raises(SpecError, match=f"--engine-python.*is no Python.*{says}"):
+        find_vllm(str(program))
+
+
+def test_a_python_whose_site_prints_at_its_start(python: str, tmp_path: Path) -> None:
+    chatty = tmp_path / "chatty"
+    chatty.write_text(f"#!/bin/sh\necho welcome\nexec '{python}' \"$@\"\n")
+    chatty.chmod(0o755)
+    assert find_vllm(str(chatty)).version == "0.32.0"
+
+
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="this Python has vLLM")
 def test_this_python_without_vllm() -> None:
     with pytest.raises(SpecError, match="pip install vllm"):
@@ -240,6 +264,49 @@ def test_a_directory_without_a_model(python: str, tmp_path: Path) -> None:
 def test_a_knob_is_pinned_or_tuned(make_engine: MakeEngine) -> None:
     with pytest.raises(SpecError, match="pinned and tuned"):
         make_engine().command_for(Config({"dtype": "bfloat16"}))
+
+
+@pytest.mark.parametrize(
+    "knob",
+    [
+        Float("gpu_memory_utilization", 0.5, 2.5),
+        Float("gpu_memory_utilization", 0.0, 0.9),
+        Categorical("max_num_seqs", (8, "many")),
+        Int("max_num_batched_tokens", 0, 8192),
+        Int("port", 8000, 9000),
+    ],
+    ids=lambda knob: f"{knob.name} {knob.outermost()}",
+)
+def test_a_space_that_vllm_refuses_is_refused_first(knob: Knob, make_engine: MakeEngine) -> None:
+    with pytest.raises(SpecError, match=knob.name):
+        make_engine().check_space(Space((knob,)))
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_the_offered_spaces_pass(device: Literal["cuda", "cpu"], make_engine: MakeEngine) -> None:
+    make_engine().check_space(space_for("vllm", device=device, gpu=GPUS["H100"]))
+    make_engine().check_space(Space((Categorical("max_num_seqs", ("1k", 64)), Int("anything", -5, 5))))
+
+
+def test_what_a_killed_sloguard_held_is_no_part_of_a_clean_gpu(
+    make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = {"GPU-aaaa": 40 * GIB}
+
+    def reap() -> list[Orphan]:
+        held, used["GPU-aaaa"] = used["GPU-aaaa"], 0
+        return [Orphan("id", "trials/007", ())] if held else []
+
+    monkeypatch.setattr(vllm, "reap_orphans", reap)
+    monkeypatch.setattr(gpu_memory, "used_bytes", lambda: dict(used))
+    monkeypatch.setattr(gpu_memory, "SETTLE_S", 0.0)
+    monkeypatch.setattr(vllm, "GPU_RELEASE_S", 0.1)
+    engine = make_engine()
+    used["GPU-aaaa"] = 4 * GIB
+    monkeypatch.setattr(vllm, "reap_orphans", list[Orphan])
+    run = engine.run(Config(), LOAD, tmp_path / "trial")
+    assert any(str(4 * GIB) in note for note in run.notes)
+    assert record(tmp_path)["orphans_ended"] == ["trials/007"]
 
 
 def test_the_command_a_person_types(make_engine: MakeEngine) -> None:

@@ -22,6 +22,7 @@ from fake_server import (
     head,
     stream,
     token_event,
+    usage_event,
 )
 from sloguard.load.drive import Offered, Progress, offer
 from sloguard.load.prompts import render_stages
@@ -139,6 +140,11 @@ def not_http(_seen: Seen) -> Iterator[Step]:
     yield b"220 smtp.example.org ESMTP\r\n\r\n"
 
 
+def text_that_is_no_token(seen: Seen) -> Iterator[Step]:
+    yield head() + chunk(token_event(seen, 1, 0, usage="final"))
+    yield chunk(usage_event(seen, 0)) + chunk(event("[DONE]")) + END_CHUNKS
+
+
 OOM = event({"error": {"message": "EngineCore died: CUDA out of memory"}})
 
 
@@ -155,6 +161,8 @@ OOM = event({"error": {"message": "EngineCore died: CUDA out of memory"}})
         (close_at_once, End.FAILED, "closed the connection unanswered", 0),
         (not_http, End.FAILED, "not an HTTP/1.1 answer", 0),
         (stream(sizes=lambda asked: []), End.FAILED, "without tokens", 0),
+        (stop_mid_way(chunk(event({"choices": [None]}))), End.FAILED, "not a completion event", 2),
+        (text_that_is_no_token, End.FAILED, "without tokens", 0),
     ],
 )
 def test_what_goes_wrong_is_told_apart(answer, end, message, tokens):
@@ -185,6 +193,7 @@ def test_at_the_deadline_the_running_time_out_and_the_unsent_are_cancelled():
         timelines = run(server, offered_requests, deadline_s=0.4).timelines
     assert [t.end for t in timelines] == [End.TIMED_OUT] * 3 + [End.CANCELLED]
     assert timelines[-1].sent_s is None
+    assert all(t.ended_s is not None and 0.4 <= t.ended_s < 30 for t in timelines)
     assert len(server.load) == 3
 
 
@@ -219,6 +228,48 @@ def test_a_server_that_drops_idle_connections_costs_no_request():
     with FakeServer(answer) as server:
         timelines = run(server, requests(60, gap_s=0.003)).timelines
     assert {t.end for t in timelines} == {End.COMPLETED}
+
+
+def test_a_second_try_on_a_new_connection_is_not_the_clients_lag():
+    """The server takes a request on an idle connection, thinks for 0.2 s, and hangs up: its time, not ours."""
+
+    def answer(seen: Seen) -> Iterator[Step]:
+        if len(server.load) == 1:
+            yield 0.2
+            yield CLOSE
+        yield from stream()(seen)
+
+    server = FakeServer(answer)
+    with server:
+        (timeline,) = run(server, requests(1)).timelines
+    assert len(server.load) == 2, "it was sent again"
+    assert timeline.end is End.COMPLETED
+    assert timeline.sent_s is not None
+    assert timeline.sent_s + 0.2 <= timeline.token_s[0]
+    assert timeline.ttft_s is not None
+    assert timeline.ttft_s >= 0.2
+
+
+def test_chunks_of_one_read_are_told_apart():
+    def answer(seen: Seen) -> Iterator[Step]:
+        events = b"".join(chunk(token_event(seen, 2, so_far, usage="running")) for so_far in (0, 2, 4))
+        yield head() + events + chunk(event("[DONE]")) + END_CHUNKS
+
+    timeline = run_one(answer)
+    assert timeline.output_tokens == 6
+    assert timeline.chunk_tokens is not None
+    assert timeline.chunk_tokens.tolist() == [2, 2, 2]
+    assert timeline.itl_s.tolist() == [0.0, 0.0]
+
+
+def test_a_request_that_hung_ended_when_it_was_given_up():
+    hung = run_one(never_ending, request_timeout_s=0.3)
+    assert hung.ended_s is not None
+    assert hung.ended_s >= 0.3
+    assert summarise([hung]).duration_s >= 0.3
+    served = run_one(stream())
+    assert served.ended_s is not None
+    assert served.ended_s >= served.token_s[-1]
 
 
 def test_the_same_seed_gives_the_same_bytes_on_the_wire():

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from fake_server import CLOSE, Answer, FakeServer, Seen, Step, error, stream
+from fake_server import CLOSE, Answer, FakeServer, Seen, Step, error, head, stream
 from sloguard.errors import SpecError
 from sloguard.load.drive import Offered, offer
 from sloguard.load.target import Api, Target
@@ -69,9 +69,14 @@ def test_a_server_that_wants_max_completion_tokens_gets_it():
     assert offered.timelines[0].end is End.COMPLETED
 
 
+def nested_error(_seen: Seen) -> Iterator[Step]:
+    yield head(503, "Content-Length: 60000\r\n", chunked=False) + b"[" * 60000
+
+
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
+        (nested_error, ["HTTP 503: [[["]),
         (error(401, "bad key"), ["--api-key-env", "bad key"]),
         (error(404, "model m does not exist"), ["model", "does not exist"]),
         (error(400, "no such thing"), ["rejects a plain request", "no such thing"]),

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sloguard.load.tokens import Counting, StreamError, TokenStream
@@ -49,6 +50,7 @@ def test_running_usage_and_token_ids_count_every_token_of_a_chunk(sizes, end, sp
         )
         assert stream.counting is Counting.EXACT
         assert stream.token_s().tolist() == np.repeat(np.arange(len(sizes)), sizes).tolist()
+        assert stream.chunk_tokens().tolist() == sizes
         assert stream.output_tokens == running[-1]
         assert stream.prompt_tokens == 7
 
@@ -78,7 +80,9 @@ def test_final_usage_is_spread_over_the_chunks_and_keeps_first_and_last_instant(
     assert token_s[0] == 0
     if tokens > 1:
         assert token_s[-1] == chunks - 1
+    assert stream.chunk_tokens().sum() == tokens
     if tokens >= chunks:
+        assert stream.chunk_tokens().min() >= 1
         assert set(token_s) == set(range(chunks))
 
 
@@ -153,3 +157,90 @@ def test_a_last_event_without_its_blank_line_is_read():
     stream.feed(event(choice("x") | usage(1)) + b"data: [DONE]\n", 0.0)
     stream.close(0.0)
     assert stream.done
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def shaped(**fields: st.SearchStrategy) -> st.SearchStrategy:
+    """Objects that have some of the fields of the API's, each of them right or anything."""
+    return st.fixed_dictionaries({}, optional={name: kind | JSON for name, kind in fields.items()}) | JSON
+
+
+TOKEN_COUNTS = st.integers(-5, 10) | st.integers()
+EVENTS = shaped(
+    choices=st.lists(
+        shaped(
+            text=st.just("x"),
+            delta=shaped(content=st.just("x"), token_ids=st.lists(st.integers(), max_size=3)),
+            token_ids=st.lists(st.integers(), max_size=3),
+            finish_reason=st.just("stop"),
+        ),
+        max_size=2,
+    ),
+    usage=shaped(prompt_tokens=TOKEN_COUNTS, completion_tokens=TOKEN_COUNTS),
+    error=st.none(),
+)
+
+
+@settings(max_examples=300)
+@given(st.lists(EVENTS, min_size=1, max_size=5), st.sampled_from([(",", ":"), (", ", ": ")]))
+def test_whatever_a_server_sends_is_tokens_or_a_stream_error(events, separators):
+    stream = TokenStream()
+    with contextlib.suppress(StreamError):
+        for at_s, data in enumerate(events):
+            stream.feed(event(data, separators=separators), float(at_s))
+        stream.close(float(len(events)))
+    assert stream.output_tokens == len(stream.token_s()) == stream.chunk_tokens().sum() or not stream.at_s
+    assert stream.prompt_tokens is None or stream.prompt_tokens >= 0
+
+
+@given(st.binary(max_size=200), st.sampled_from([b"", b"data: ", b'data: {"choices":[', b'data: {"usage":']))
+def test_whatever_bytes_a_server_sends_are_tokens_or_a_stream_error(body, start):
+    with contextlib.suppress(StreamError):
+        stream = TokenStream()
+        stream.feed(start + body + b"\n\n", 0.0)
+        stream.close(0.0)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"choices": [None]},
+        {"choices": {}, "usage": {}},
+        {"choices": {"0": {}}},
+        {"choices": [], "usage": [1]},
+        {"choices": [], "usage": {"completion_tokens": "x"}},
+        {"choices": [], "usage": {"completion_tokens": True}},
+        {"choices": [], "usage": {"completion_tokens": -1}},
+        {"choices": [], "usage": {"completion_tokens": 10**12}},
+        {"choices": [], "usage": {"prompt_tokens": 1.5}},
+        {"choices": [{"delta": "x"}]},
+        {"choices": [{"delta": {"token_ids": 3}}]},
+        {"choices": [{"finish_reason": 3}]},
+    ],
+)
+def test_an_event_of_another_shape_is_an_error_that_quotes_it(data):
+    with pytest.raises(StreamError, match=r"not a completion event: \{"):
+        TokenStream().feed(event(data), 0.0)
+
+
+def test_a_count_beyond_reason_is_an_error_not_an_array_of_that_size():
+    with pytest.raises(StreamError, match="99999999999 tokens"):
+        TokenStream().feed(event(choice("x") | usage(99_999_999_999)), 0.0)
+
+
+@pytest.mark.parametrize("start", [b"data: ", b'data: {"error":'])
+@pytest.mark.parametrize("depth", [500, 900, 940, 980, 100_000])
+def test_nesting_beyond_reason_is_an_error(start, depth):
+    with pytest.raises(StreamError):
+        TokenStream().feed(start + b"[" * depth + b"]" * depth + b"}" * (start[-1:] == b":") + b"\n\n", 0.0)
+
+
+def test_a_null_is_a_field_that_is_absent():
+    stream = feed([event(choice("x", delta=None, token_ids=None) | {"usage": None}), event(FINISH)])
+    assert stream.output_tokens == 1

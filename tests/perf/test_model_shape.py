@@ -259,19 +259,19 @@ def test_a_nested_language_model_reads_as_itself() -> None:
 
 def test_kv_bytes_per_token_of_known_models() -> None:
     """Qwen2-1.5B: 2*28*2*128*2 = 28,672; MLA of DeepSeek-V3: 61*(512+64)*2 = 70,272 (arXiv 2412.19437: 70 KB)."""
-    assert MODELS["Qwen/Qwen2-1.5B"].kv_bytes_per_token() == 28_672
-    assert MODELS["Qwen/Qwen2-1.5B"].kv_bytes_per_token(kv_dtype_bytes=1) == 14_336
-    assert shape_of("deepseek-v3").kv_bytes_per_token() == 70_272
+    assert MODELS["Qwen/Qwen2-1.5B"].kv_bytes_per_token_per_rank(1) == 28_672
+    assert MODELS["Qwen/Qwen2-1.5B"].kv_bytes_per_token_per_rank(1, kv_dtype_bytes=1) == 14_336
+    assert shape_of("deepseek-v3").kv_bytes_per_token_per_rank(1) == 70_272
     # vllm-project/vllm#34076: 24.0 GiB for 262,144 tokens, which is this architecture's figure
     assert MODELS["Qwen/Qwen3-30B-A3B"].kv_bytes(262_144) == 24 * 1024**3
 
 
 def test_tensor_parallel_shares_kv_heads_and_replicates_below_one() -> None:
     llama = MODELS["meta-llama/Llama-3.1-70B"]
-    assert llama.kv_bytes_per_token_per_rank(4) * 4 == llama.kv_bytes_per_token()
+    assert llama.kv_bytes_per_token_per_rank(4) * 4 == llama.kv_bytes_per_token_per_rank(1)
     assert llama.kv_bytes_per_token_per_rank(16) == llama.kv_bytes_per_token_per_rank(8)
     mla = shape_of("deepseek-v3")
-    assert mla.kv_bytes_per_token_per_rank(8) == mla.kv_bytes_per_token()  # the latent is not split
+    assert mla.kv_bytes_per_token_per_rank(8) == mla.kv_bytes_per_token_per_rank(1)  # the latent is not split
 
 
 def test_sliding_layers_stop_growing() -> None:
@@ -340,6 +340,14 @@ def test_a_missing_field_is_named(missing: str) -> None:
 def test_a_wrong_field_is_named(value: object) -> None:
     with pytest.raises(SpecError, match="num_hidden_layers of llama"):
         shape_of("llama", num_hidden_layers=value)
+
+
+@pytest.mark.parametrize(
+    "strange", [{"rope_scaling": "yarn"}, {"layer_types": 5}, {"sliding_window": [4096]}, {"text_config": [1]}]
+)
+def test_a_config_of_another_make_is_the_users_error(strange: dict[str, object]) -> None:
+    with pytest.raises(SpecError, match=r"config\.json can't be understood"):
+        shape_of("llama", **strange)
 
 
 def test_a_quantisation_that_does_not_say_its_bits_is_refused() -> None:

@@ -133,7 +133,7 @@ class KvMachine(RuleBasedStateMachine):
         held = {block for name in self.jobs for block in self.kv._held[name]}
         assert len(held) + self.kv.free_blocks == self.kv.blocks
         for j in self.jobs.values():
-            assert self.kv.held_blocks(j) * self.kv.block_tokens >= j.computed_tokens
+            assert len(self.kv._held[j.id]) * self.kv.block_tokens >= j.computed_tokens
 
 
 TestKv = KvMachine.TestCase

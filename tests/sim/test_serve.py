@@ -66,6 +66,7 @@ def test_one_request_by_hand():
     [line], _ = serve([ask(0, 5.0, 100, 3)], time=ONE_SECOND)
     assert line.token_s.tolist() == [7.0, 8.0, 9.0]
     assert (line.end, line.ttft_s, line.e2el_s) == (End.COMPLETED, 2.0, 4.0)
+    assert line.ended_s == 9.0
 
 
 def test_who_arrives_during_a_step_joins_the_next():
@@ -126,6 +127,7 @@ def test_too_long_a_request_is_refused_as_vllm_words_it():
     lines, _ = serve([ask(0, 0.0, 1000, 25), ask(1, 0.0, 10, 10)])
     assert lines[0].end is End.REFUSED
     assert lines[0].error.startswith("This model's maximum context length is 1024 tokens. However, you requested 25")
+    assert lines[0].ended_s == 0.0
     assert lines[1].end is End.COMPLETED
 
 
@@ -134,6 +136,7 @@ def test_a_request_that_takes_too_long_is_given_up_and_frees_its_memory():
     assert [line.end for line in lines] == [End.TIMED_OUT, End.TIMED_OUT]
     assert lines[0].output_tokens == 5
     assert lines[1].output_tokens == 0
+    assert [line.ended_s for line in lines] == [5.5, 5.5]
     assert kv.free_blocks == kv.blocks
 
 

@@ -22,7 +22,7 @@ def trial(number: int) -> Trial:
 def log(tmp_path: Path) -> StudyLog:
     log = StudyLog(tmp_path / "study")
     with log.writer():
-        log.append_header({"spec": {"seed": 1}})
+        log.append_header({"spec": {"seed": 1}, "engine": {}})
         for number in (1, 2, 3):
             log.append(trial(number))
     return log
@@ -59,7 +59,7 @@ def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(
 ) -> None:
     log = StudyLog(tmp_path_factory.mktemp("study"))
     with log.writer():
-        log.append_header({"spec": {}})
+        log.append_header({"spec": {}, "engine": {}})
         log.append(trial(1))
         log.append(trial(2))
     lines = log.path.read_bytes().split(b"\n")
@@ -76,8 +76,14 @@ def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(
         (["[]"], "line 1"),
         (['{"kind": "trial"}'], "line 1: is not a study header"),
         (['{"kind": "header", "schema": 99}'], "schema 99"),
-        (['{"kind": "header", "schema": 1}', json.dumps(trial(2).to_json())], "holds trial 2, expected 1"),
-        (['{"kind": "header", "schema": 1}', '{"number": 1}'], "line 2: is not a trial record"),
+        (
+            ['{"kind": "header", "schema": 1, "spec": {}, "engine": {}}', json.dumps(trial(2).to_json())],
+            "holds trial 2, expected 1",
+        ),
+        (
+            ['{"kind": "header", "schema": 1, "spec": {}, "engine": {}}', '{"number": 1}'],
+            "line 2: is not a trial record",
+        ),
     ],
 )
 def test_what_is_no_study_is_said_so(tmp_path: Path, lines: list[str], complaint: str) -> None:
@@ -95,3 +101,10 @@ def test_a_second_writer_is_refused(log: StudyLog) -> None:
 def test_a_reader_needs_no_lock(log: StudyLog) -> None:
     with log.writer():
         assert len(StudyLog(log.directory).trials()) == 3
+
+
+def test_what_fails_between_two_writes_is_not_taken_for_the_studys_disk(tmp_path: Path) -> None:
+    with pytest.raises(ConnectionResetError), StudyLog(tmp_path).writer():
+        raise ConnectionResetError
+    with StudyLog(tmp_path).writer():
+        pass  # and the lock was given back

@@ -44,14 +44,14 @@ def a_study(
 ) -> Study:
     problem = Problem(SPACE, Goal(), budget, lambda config: repair(config).config)
     limits = (Limit(Metric.TTFT, 99, 0.2),)
-    return Study(engine, RandomSearch(problem), SPACE, repair, guard, some_requests(), Contract(limits), 7, True)
+    return Study(engine, RandomSearch(problem), SPACE, repair, guard, some_requests(), Contract(limits), 7, True, 0.0)
 
 
 def run_all(study: Study, directory: Path, budget: int = 12) -> list[Trial]:
     log = StudyLog(directory)
     with log.writer():
         if not log.exists():
-            log.append_header({"spec": {}})
+            log.append_header({"spec": {}, "engine": {}})
         return list(run_study(study, log, budget))
 
 
@@ -147,6 +147,6 @@ def test_an_exhausted_space_ends_the_study_early(tmp_path: Path) -> None:
     small = Space((Categorical("eager", (False, True)),))
     problem = Problem(small, Goal(), 10, lambda config: config)
     study = Study(
-        study.engine, RandomSearch(problem), small, no_repair, no_guard, study.requests, study.contract, 1, True
+        study.engine, RandomSearch(problem), small, no_repair, no_guard, study.requests, study.contract, 1, True, 0.0
     )
     assert len(run_all(study, tmp_path, budget=10)) == 3

@@ -12,13 +12,14 @@ from scipy import stats
 
 from sloguard.errors import SpecError
 from sloguard.rng import stream
-from sloguard.workload.lengths import LEVELS, Empirical, Fixed, Independent, LogNormal, Quantiles, Uniform
+from sloguard.workload.lengths import LEVELS, Empirical, Independent, LogNormal, Quantiles, Uniform
 
 RANGES = st.tuples(st.integers(1, 5000), st.integers(0, 5000)).map(lambda r: (r[0], r[0] + r[1]))
 MARGINALS = st.one_of(
-    st.builds(Fixed, st.integers(1, 10_000)),
     RANGES.map(lambda r: Uniform(*r)),
-    st.builds(lambda r, z, s: LogNormal(math.log(sum(r) / 2) + z, s, *r), RANGES, st.floats(-3, 3), st.floats(0.3, 3)),
+    st.builds(
+        lambda r, z, s: LogNormal(math.log(sum(r) / 2) + z * s, s, *r), RANGES, st.floats(-3, 3), st.floats(0.3, 3)
+    ),
     st.lists(st.integers(1, 5000), min_size=11, max_size=11).map(lambda t: Quantiles(tuple(sorted(t)))),
 )
 U = (np.arange(20_000) + 0.5) / 20_000
@@ -91,7 +92,6 @@ def test_empirical_draws_whole_pairs_alike():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Fixed(0),
         lambda: Uniform(5, 4),
         lambda: Uniform(0, 4),
         lambda: LogNormal(5, 0, 1, 10),
@@ -102,7 +102,7 @@ def test_empirical_draws_whole_pairs_alike():
         lambda: Quantiles(()),
         lambda: Quantiles((1, 2, 3)),
         lambda: Quantiles((1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 10)),
-        lambda: Independent(Fixed(100), Fixed(1), max_total_tokens=100),
+        lambda: Independent(Uniform(100, 100), Uniform(1, 1), max_total_tokens=100),
         lambda: Empirical(np.empty((0, 2), dtype=np.int64)),
         lambda: Empirical(np.array([[1, 0]])),
         lambda: Empirical(np.array([1, 2])),

@@ -175,6 +175,14 @@ def test_thinning_keeps_each_requests_own_lengths(trace, tmp_path):
     assert [r.id for r in requests] == [f"r{i}" for i in range(len(requests))]
 
 
+def test_thinning_is_refused_where_it_would_change_nothing(trace, tmp_path):
+    untimed = tmp_path / "lengths.csv"
+    untimed.write_text("input_tokens,output_tokens\n5,6\n")
+    for workload, rate in (("interactive", 2.0), (trace, None), (untimed, 2.0)):
+        with pytest.raises(SpecError, match="--trace-scaling = 'thin'"):
+            build(workload, rate=rate, num_requests=4, scaling=Scaling.THIN)
+
+
 def test_a_trace_may_carry_prefixes_and_slos(tmp_path):
     mooncake = tmp_path / "m.jsonl"
     mooncake.write_text('{"timestamp": 1500, "input_length": 600, "output_length": 5, "hash_ids": [7, 9]}\n')

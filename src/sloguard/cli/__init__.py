@@ -1,1 +1,1 @@
-"""TBD"""
+"""The command line: one short file a command."""

@@ -45,7 +45,8 @@ def _options(
 def main() -> None:
     """Exit codes: 0 done, 2 bad input or a fault of the machine, 3 nothing feasible (`tune`), 130 interrupted."""
     for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, _interrupt)
+        if signal.getsignal(ending) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(ending, _interrupt)
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except typer.TyperException as error:
@@ -55,7 +56,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
     if code == EXIT_INTERRUPTED:
-        _fail("interrupted. What was finished is on disk; `tune --resume` goes on from there.", EXIT_INTERRUPTED)
+        _fail("interrupted. The trials of a `tune` are on disk; --resume goes on from there.", EXIT_INTERRUPTED)
     sys.exit(code or 0)
 
 

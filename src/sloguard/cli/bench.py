@@ -20,7 +20,7 @@ from sloguard.load.drive import offer
 from sloguard.load.target import Api, Target
 from sloguard.metrics import Summary, summarise
 from sloguard.report.bench import bench_report, client_limited_text, to_json
-from sloguard.report.files import write_text_atomic
+from sloguard.report.files import check_writable, write_text_atomic
 from sloguard.report.live import live_progress
 from sloguard.report.vllm_json import to_vllm_json
 from sloguard.request import Request
@@ -29,6 +29,7 @@ from sloguard.workload.arrivals import Constant, Gamma
 from sloguard.workload.scenarios import SloClass, build_requests
 
 EXIT_NOTHING_COMPLETED = 1
+STDOUT = Path("-")
 LIMITS = ("ttft", "tpot", "e2el")
 
 
@@ -84,11 +85,9 @@ def command(
         input_len=input_len,
         output_len=output_len,
     )
-    for path in (json_file, save_vllm_json):
-        if path is not None and not path.parent.is_dir():
-            raise SpecError("file", str(path), "its directory does not exist", "Create it first.")
+    _check_files(json_file, save_vllm_json)
     promised = any(stage.slo != NO_SLO for request in requests for stage in request.stages)
-    to_stdout = json_file == Path("-")
+    to_stdout = STDOUT in (json_file, save_vllm_json)
     progress_console = Console(stderr=True, quiet=to_stdout)
     started = datetime.now()
     with live_progress(progress_console, tpot_rule, promised=promised) as on_progress:
@@ -101,6 +100,7 @@ def command(
             on_progress=None if to_stdout else on_progress,
         )
     summary = summarise(offered.timelines, tpot_rule)
+    _show(summary, offered.notes, promised=promised, to_stdout=to_stdout)
     if json_file is not None:
         settings: dict[str, Any] = {
             "sloguard": __version__,
@@ -133,8 +133,16 @@ def command(
             started=started,
         )
         _save(save_vllm_json, fields)
-    _show(summary, offered.notes, promised=promised, to_stdout=to_stdout)
     return 0 if summary.completed else EXIT_NOTHING_COMPLETED
+
+
+def _check_files(json_file: Path | None, save_vllm_json: Path | None) -> None:
+    """Before anything is sent: a run takes long, and what it measured must not be lost for a mistyped path."""
+    if json_file is not None and json_file == save_vllm_json:
+        raise SpecError("--save-vllm-json", str(json_file), "is the file of --json, too", "Give two files.")
+    for field, path in (("--json", json_file), ("--save-vllm-json", save_vllm_json)):
+        if path is not None and path != STDOUT:
+            check_writable(field, path)
 
 
 def _show(summary: Summary, notes: Sequence[str], *, promised: bool, to_stdout: bool) -> None:
@@ -146,7 +154,7 @@ def _show(summary: Summary, notes: Sequence[str], *, promised: bool, to_stdout: 
 
 def _save(path: Path, data: dict[str, Any]) -> None:
     text = json.dumps(data, allow_nan=False)
-    if path == Path("-"):
+    if path == STDOUT:
         typer.echo(text)
     else:
         write_text_atomic(path, text + "\n")

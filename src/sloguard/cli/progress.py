@@ -8,6 +8,7 @@ from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from sloguard.optim.base import Goal, best
 from sloguard.report.tables import score_text, trial_line
@@ -49,7 +50,7 @@ class StudyProgress:
 
     def starting(self, number: int, proposal: Proposal) -> None:
         for avoided in proposal.avoided:
-            self._console.print(f"      [cyan]avoided[/]    {avoided.reason}", highlight=False)
+            self._console.print(Text.assemble("      ", ("avoided", "cyan"), f"    {avoided.reason}"))
         self._show(f"trial {number}")
 
     def phase(self, phase: str) -> None:

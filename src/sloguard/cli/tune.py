@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from sloguard import __version__
 from sloguard.cli.options import api_key_from, parse_engine_args
@@ -21,7 +22,7 @@ from sloguard.study.build import build_study
 from sloguard.study.log import StudyLog
 from sloguard.study.results import Results
 from sloguard.study.runner import Study, run_study
-from sloguard.study.spec import StudySpec
+from sloguard.study.spec import StudySpec, digest_of
 from sloguard.trial import Value
 
 EXIT_INFEASIBLE = 3
@@ -51,6 +52,7 @@ def command(
         float | None, typer.Option(help="Requests per second offered; the workload's own if absent.")
     ] = None,
     num_requests: Annotated[int | None, typer.Option(help="Requests per trial; the workload's own if absent.")] = None,
+    trace_scaling: Annotated[str, typer.Option(help="How a trace is brought to the rate: stretch | thin.")] = "stretch",
     engine_arg: Annotated[
         list[str] | None, typer.Option(metavar="K=V", help="Engine argument pinned in every trial.")
     ] = None,
@@ -86,6 +88,8 @@ def command(
         engine_python=engine_python,
         engine_args=parse_engine_args(engine_arg or ()),
         try_default=default,
+        trace_scaling=trace_scaling,
+        inputs={path: digest for path in (space, workload) if (digest := digest_of(path)) is not None},
     )
     log = StudyLog(out)
     _check_target(log, resume)
@@ -93,18 +97,20 @@ def command(
     started_s = time.monotonic()
     with log.writer():
         _open(log, spec, study)
-        trials = log.trials()
-        with StudyProgress(Goal(spec.objective), spec.budget, trials, quiet=as_json) as progress:
-            for trial in run_study(study, log, spec.budget, progress.starting, progress.phase):
-                progress.finished(trial)
-        results = Results(log.trials(), Goal(spec.objective), spec.try_default)
-        summary = _write_results(out, spec, results, time.monotonic() - started_s)
+        try:
+            with StudyProgress(Goal(spec.objective), spec.budget, log.trials(), quiet=as_json) as progress:
+                for trial in run_study(study, log, spec.budget, progress.starting, progress.phase):
+                    progress.finished(trial)
+        finally:  # what is known when a study is interrupted or the machine fails is as good as at its end
+            results = Results(log.trials(), Goal(spec.objective), spec.try_default)
+            summary = _write_results(out, spec, results, time.monotonic() - started_s)
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
     else:
         console = plain_console()
         console.print(study_report(results, _command(study, results), spec.engine == "sim"))
-        console.print(f"Everything is in {out}/: study.jsonl, summary.json, best.yaml, trials/", highlight=False)
+        files = "study.jsonl, summary.json, best.yaml, trials/"
+        console.print(Text(f"Everything is in {out}/: {files}"))
     return 0 if results.best else EXIT_INFEASIBLE
 
 
@@ -126,11 +132,15 @@ def _open(log: StudyLog, spec: StudySpec, study: Study) -> None:
         header = {"spec": spec.to_json(), "spec_digest": spec.digest, "sloguard": __version__}
         log.append_header({**header, "engine": study.engine.describe()})
         return
-    recorded = log.header()["spec"]
+    header = log.header()
+    recorded, engine = header["spec"], header["engine"]
+    fix = "Resume with the same options, or start a new study in another directory."
     for name in spec.differs_from(recorded):
         mine = spec.to_json()[name]
-        fix = "Resume with the same options, or start a new study in another directory."
         raise SpecError(name, mine, f"the study in {log.directory} was made with {recorded.get(name)!r}", fix)
+    for name, mine in study.engine.describe().items():
+        if engine.get(name) != mine:
+            raise SpecError(f"engine {name}", mine, f"the study in {log.directory} ran on {engine.get(name)!r}", fix)
 
 
 def _command(study: Study, results: Results) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 from sloguard.perf.gpus import GpuFacts
 from sloguard.perf.model_shape import ModelShape
 from sloguard.request import Request, Timeline
+from sloguard.space.space import Space
 from sloguard.trial import Config, Value
 
 
@@ -86,8 +87,8 @@ class Engine(Protocol):
     """
 
     def default_config(self) -> Config:
-        """What to run when nothing is asked for: the engine's own defaults where they are known beforehand, and
-        `Config()`, no override at all, where the engine tells them only once it runs (`Run.effective`).
+        """The values that the engine is known to run with when nothing is asked of it. They are recorded, not passed:
+        the default is tried by running `Config()`, and `Run.effective` corrects what was known beforehand.
         """
         ...
 
@@ -107,6 +108,10 @@ class Engine(Protocol):
 
     def facts(self) -> Facts:
         """Where it runs. May start short-lived processes to find out."""
+        ...
+
+    def check_space(self, space: Space) -> None:
+        """Raises SpecError for a knob whose values the engine can't take. Passing is no promise that it starts."""
         ...
 
     def describe(self) -> dict[str, str]:

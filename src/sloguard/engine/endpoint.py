@@ -10,10 +10,11 @@ from pathlib import Path
 from sloguard.crash import Evidence
 from sloguard.engine.base import EngineSetup, Facts, OnPhase, Run, Timeouts, ignore_phase
 from sloguard.engine.http_probe import ask, served_models
+from sloguard.engine.loading import WARMUP_REQUESTS, offer_load
 from sloguard.errors import EngineCrash, SpecError
-from sloguard.load.drive import offer
 from sloguard.load.target import Target
 from sloguard.request import End, Request
+from sloguard.space.space import Space
 from sloguard.trial import Config
 
 QUESTION_TIMEOUT_S = 10.0
@@ -30,7 +31,7 @@ class EndpointEngine:
         *,
         api_key: str | None = None,
         seed: int = 0,
-        warmup: int = 0,
+        warmup: int = WARMUP_REQUESTS,
         timeouts: Timeouts | None = None,
     ) -> None:
         """Raises SpecError where the URL can't be used, nobody answers there, or the model isn't served."""
@@ -46,6 +47,10 @@ class EndpointEngine:
             raise SpecError(FIELD, None, "the endpoint engine needs a running server", "Give its address.")
         if setup.python is not None:
             raise SpecError("--engine-python", setup.python, "a running server is not started", "Drop it.")
+        if setup.gpu is not None:
+            raise SpecError("--gpu", setup.gpu, "a running server's GPU can't be chosen", "Drop it.")
+        if setup.tensor_parallel != 1:
+            raise SpecError("--tensor-parallel", setup.tensor_parallel, "a running server is not started", "Drop it.")
         if setup.fixed:
             name = next(iter(setup.fixed))
             raise SpecError(
@@ -64,6 +69,12 @@ class EndpointEngine:
         numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", self._version)
         return Facts(tunable=False, version=(int(numbers[1]), int(numbers[2]), int(numbers[3])) if numbers else None)
 
+    def check_space(self, space: Space) -> None:
+        """Raises SpecError for any knob: a running server has none."""
+        if space.names:
+            fix = "Use --engine vllm to try configurations."
+            raise SpecError("--space", space.names[0], "a running server can't be configured", fix)
+
     def describe(self) -> dict[str, str]:
         return {
             "engine": "endpoint",
@@ -80,15 +91,8 @@ class EndpointEngine:
             fix = "Use --engine vllm to try configurations."
             raise SpecError("config", dict(config), "a running server can't be configured", fix)
         began_s = time.monotonic()
-        on_phase("loading")
-        last_due_s = max((request.arrival_s for request in requests), default=0.0)
-        offered = offer(
-            self.target,
-            requests,
-            seed=self._seed,
-            request_timeout_s=self.timeouts.request_s,
-            deadline_s=max(self.timeouts.trial_s, last_due_s + self.timeouts.request_s),
-            warmup=self._warmup,
+        offered = offer_load(
+            self.target, requests, seed=self._seed, warmup=self._warmup, timeouts=self.timeouts, on_phase=on_phase
         )
         cost_s = time.monotonic() - began_s
         errors = {t.error for t in offered.timelines if t.end is End.FAILED}

@@ -11,6 +11,7 @@ import pynvml
 
 TOLERANCE_BYTES = 512 * 2**20  # what display servers and other contexts take and give back meanwhile
 POLL_S = 0.25
+SETTLE_S = 1.0  # the driver frees a killed process's memory in steps
 
 Used = Mapping[str, int]
 
@@ -28,6 +29,18 @@ def used_bytes() -> dict[str, int]:
                 with contextlib.suppress(pynvml.NVMLError):  # not supported where the GPU shares the host's memory
                     used[uuid] = int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
         return used
+
+
+def settled_bytes(timeout_s: float) -> dict[str, int]:
+    """`used_bytes` once it has stopped falling: to be asked after processes were killed."""
+    deadline_s = time.monotonic() + timeout_s
+    used = used_bytes()
+    while time.monotonic() < deadline_s:
+        time.sleep(SETTLE_S)
+        before, used = used, used_bytes()
+        if not _excess(before, used):
+            break
+    return used
 
 
 def wait_until_free(baseline: Used, timeout_s: float) -> dict[str, int]:

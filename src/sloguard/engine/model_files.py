@@ -27,7 +27,7 @@ FOOTPRINT_VARIABLE = "SLOGUARD_MODEL_FOOTPRINT_GB"
 
 def find_model_shape(model: str, env: Mapping[str, str] = os.environ) -> ModelShape:
     """The shape of `model`, a path or a Hugging Face id. Raises SpecError, with the fix, where it can't be told."""
-    shape = known_model_shape(model, env)
+    shape = _found(model, env, *_stated_figures(env))
     if shape is None:
         raise SpecError(
             "--model",
@@ -39,19 +39,33 @@ def find_model_shape(model: str, env: Mapping[str, str] = os.environ) -> ModelSh
 
 
 def known_model_shape(model: str, env: Mapping[str, str] = os.environ) -> ModelShape | None:
-    """The same, but None for a model that is nowhere here yet: an engine may still download it."""
-    shape = _from_directory(model) or _from_cache(model, env) or _from_table(model)
-    return None if shape is None else with_overrides(shape, env)
+    """The same, but None where it can't be told: an engine may still download the model, or know an architecture that
+    is not known here. Raises SpecError only where the user's own figures are none.
+    """
+    figures = _stated_figures(env)
+    try:
+        return _found(model, env, *figures)
+    except SpecError:
+        return None
 
 
-def with_overrides(shape: ModelShape, env: Mapping[str, str]) -> ModelShape:
-    """`shape` with the figures the user states in the environment. Raises SpecError for what is no positive number."""
+def _found(
+    model: str, env: Mapping[str, str], kv_bytes_per_token: int | None, weight_bytes: int | None
+) -> ModelShape | None:
+    config = _config_in_directory(model) or _config_in_cache(model, env)
+    shape = _from_table(model) if config is None else ModelShape.from_config(model, config, weight_bytes)
+    if shape is None:
+        return None
+    return replace(shape, stated_kv_bytes_per_token=kv_bytes_per_token, stated_weight_bytes=weight_bytes)
+
+
+def _stated_figures(env: Mapping[str, str]) -> tuple[int | None, int | None]:
+    """(KV bytes per token, bytes of all weights) as the user states them. Raises SpecError for what is no figure."""
     kv_bytes = _stated(env, KV_VARIABLE, "bytes per token", "28672")
     footprint_gb = _stated(env, FOOTPRINT_VARIABLE, "GB (10^9 bytes)", "16.1")
-    return replace(
-        shape,
-        stated_kv_bytes_per_token=None if kv_bytes is None else int(kv_bytes),
-        stated_weight_bytes=None if footprint_gb is None else int(footprint_gb * 1e9),
+    return (
+        None if kv_bytes is None else int(kv_bytes),
+        None if footprint_gb is None else int(footprint_gb * 1e9),
     )
 
 
@@ -69,7 +83,7 @@ def _stated(env: Mapping[str, str], variable: str, unit: str, example: str) -> f
     return number
 
 
-def _from_directory(model: str) -> ModelShape | None:
+def _config_in_directory(model: str) -> dict[str, Any] | None:
     directory = Path(model).expanduser()
     if not directory.is_dir():
         return None
@@ -78,11 +92,11 @@ def _from_directory(model: str) -> ModelShape | None:
         raise SpecError(
             "--model", model, "the directory has no config.json", "Give the directory of a Hugging Face model"
         )
-    return ModelShape.from_config(model, _read_json(config, model))
+    return _read_json(config, model)
 
 
-def _from_cache(model: str, env: Mapping[str, str]) -> ModelShape | None:
-    """The snapshot that `refs/main` names, else the newest with a config.json."""
+def _config_in_cache(model: str, env: Mapping[str, str]) -> dict[str, Any] | None:
+    """Of the snapshot that `refs/main` names, else the newest with a config.json."""
     repository = cache_dir(env) / f"models--{model.replace('/', '--')}"
     if not (repository / "snapshots").is_dir():
         return None
@@ -91,7 +105,7 @@ def _from_cache(model: str, env: Mapping[str, str]) -> ModelShape | None:
     others = sorted((repository / "snapshots").iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
     for snapshot in [*preferred, *others]:
         if (snapshot / "config.json").is_file():
-            return ModelShape.from_config(model, _read_json(snapshot / "config.json", model))
+            return _read_json(snapshot / "config.json", model)
     return None
 
 

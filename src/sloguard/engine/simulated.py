@@ -27,9 +27,10 @@ from sloguard.sim.kernel import Kernel
 from sloguard.sim.memory import weight_bytes
 from sloguard.sim.replica import OnTokens, Replica
 from sloguard.sim.serve import simulate
-from sloguard.sim.settings import KNOBS, Settings, read_settings
+from sloguard.sim.settings import KNOBS, Settings, check_value, read_settings
 from sloguard.sim.start import Failure, Start, start
 from sloguard.space.flags import to_flags
+from sloguard.space.space import Space
 from sloguard.space.vllm import vllm_defaults
 from sloguard.trial import Config, Value
 
@@ -71,6 +72,14 @@ class SimulatedEngine:
 
     @classmethod
     def from_setup(cls, setup: EngineSetup) -> SimulatedEngine:
+        if setup.base_url is not None:
+            fix = "Drop it, or use --engine endpoint to measure a running server."
+            raise SpecError("--base-url", setup.base_url, "a simulated engine has no server", fix)
+        if setup.api_key is not None:
+            raise SpecError("--api-key-env", "(not shown)", "a simulated engine takes no key", "Drop it.")
+        if setup.python is not None:
+            fix = "Drop it, or use --engine vllm."
+            raise SpecError("--engine-python", setup.python, "a simulated engine starts no Python", fix)
         if setup.gpu is None:
             raise SpecError("--gpu", None, "a simulated engine needs a GPU to simulate", "Name one, e.g. A100-40GB.")
         return cls(
@@ -85,6 +94,11 @@ class SimulatedEngine:
     def default_config(self) -> Config:
         """What vLLM runs on this GPU when nothing is asked, beside the arguments the user fixed."""
         return self._defaults
+
+    def check_space(self, space: Space) -> None:
+        for knob in space.knobs:
+            for value in knob.outermost():
+                check_value(knob.name, value)
 
     def command_for(self, config: Config) -> list[str]:
         split: dict[str, Value] = {"tensor_parallel_size": self.tp} if self.tp > 1 else {}
@@ -129,6 +143,8 @@ class SimulatedEngine:
         on_phase("stopping")
         cost_s = begun.startup_s + _last_s(timelines) + STOP_S
         effective = {**values, "kv_cache_tokens": begun.memory.kv_blocks * settings.block_size}
+        if settings.graph_sizes:
+            effective["max_cudagraph_capture_size"] = settings.graph_sizes[-1]
         return Run(timelines, begun.startup_s, cost_s, effective)
 
     def _serve(

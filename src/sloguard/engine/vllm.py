@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,19 @@ import psutil
 from sloguard.engine import gpu_memory
 from sloguard.engine.base import EngineSetup, Facts, OnPhase, Run, Timeouts, ignore_phase
 from sloguard.engine.gpu_detect import detect_gpu
+from sloguard.engine.loading import WARMUP_REQUESTS, offer_load
 from sloguard.engine.model_files import known_model_shape
 from sloguard.engine.processes import GRACE_S, reap_orphans, state_dir
 from sloguard.engine.vllm_install import find_vllm
 from sloguard.engine.vllm_server import Died, VllmServer, free_port
 from sloguard.errors import EngineCrash, SpecError
-from sloguard.load.drive import Offered, Progress, offer
+from sloguard.load.drive import Offered
 from sloguard.load.target import Target
 from sloguard.perf.gpus import GpuFacts, gpu_named
-from sloguard.request import End, Request
-from sloguard.space.flags import parse_effective, to_flags
-from sloguard.space.vllm import offered_flags
+from sloguard.request import Request
+from sloguard.space.flags import count_of, parse_effective, to_flags
+from sloguard.space.space import Space
+from sloguard.space.vllm import offered_flags, vllm_defaults
 from sloguard.trial import Config, Value
 
 OURS = (
@@ -47,8 +49,28 @@ OURS = (
 )  # sloguard sets or forbids these itself
 DEFAULT_ENV = {"VLLM_NO_USAGE_STATS": "1"}
 GPU_RELEASE_S = 30.0
-WARMUP_REQUESTS = 4  # first requests meet kernels that are still being compiled; they are sent and left out
 LOG, RECORD = "engine.log", "run.json"
+
+
+def _is_count(value: Value) -> bool:
+    count = count_of(value)
+    return count is not None and count >= 1
+
+
+def _is_share(value: Value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
+
+
+_COUNT = (_is_count, "whole numbers from 1")
+# What vLLM's own checks refuse whatever the model (config/{scheduler,cache,parallel}.py, 0.32): a test, and its words.
+_TAKES: dict[str, tuple[Callable[[Value], bool], str]] = {
+    "gpu_memory_utilization": (_is_share, "shares above 0, up to 1"),
+    "max_num_seqs": _COUNT,
+    "max_num_batched_tokens": _COUNT,
+    "block_size": _COUNT,
+    "tensor_parallel_size": _COUNT,
+    "pipeline_parallel_size": _COUNT,
+}
 
 
 class VllmEngine:
@@ -70,9 +92,10 @@ class VllmEngine:
         self.fixed = _checked_arguments(fixed or {}, tensor_parallel)
         self.install = find_vllm(python)
         self.timeouts = timeouts or Timeouts()
-        self._gpu_name, self._tensor_parallel = gpu, tensor_parallel
+        self._gpu_name = gpu
         self._seed, self._warmup = seed, warmup
-        self._baseline = gpu_memory.used_bytes()
+        self._ended = reap_orphans()  # what they held of the GPU is not part of a clean device
+        self._baseline = gpu_memory.settled_bytes(GPU_RELEASE_S) if self._ended else gpu_memory.used_bytes()
 
     @classmethod
     def from_setup(cls, setup: EngineSetup) -> VllmEngine:
@@ -92,8 +115,10 @@ class VllmEngine:
         )
 
     def default_config(self) -> Config:
-        """No override: vLLM chooses by its version and GPU, and `Run.effective` tells what it chose."""
-        return Config()
+        """vLLM's documented defaults for its version and GPU; `Run.effective` says what it really chose."""
+        facts = self._facts
+        length = {"max_model_len": facts.model.max_position} if facts.model else {}
+        return Config({**length, **vllm_defaults(facts.version, facts.gpu)})
 
     @cached_property
     def _facts(self) -> Facts:
@@ -114,6 +139,15 @@ class VllmEngine:
 
     def facts(self) -> Facts:
         return self._facts
+
+    def check_space(self, space: Space) -> None:
+        for knob in space.knobs:
+            _check_not_ours(knob.name, "--space")
+            if knob.name in _TAKES:
+                takes, words = _TAKES[knob.name]
+                wrong = [value for value in knob.outermost() if not takes(value)]
+                if wrong:
+                    raise SpecError(knob.name, wrong[0], "not a value that vLLM takes", f"Give {words}")
 
     def describe(self) -> dict[str, str]:
         gpu = self._facts.gpu
@@ -136,7 +170,8 @@ class VllmEngine:
     ) -> Run:
         """See `Engine.run`. Leaves `engine.log` (both streams of the server) and `run.json` in `trial_dir`."""
         began_s = time.monotonic()
-        record: dict[str, Any] = {"orphans_ended": [orphan.trial_dir for orphan in reap_orphans()]}
+        ended, self._ended = [*self._ended, *reap_orphans()], []
+        record: dict[str, Any] = {"orphans_ended": [orphan.trial_dir for orphan in ended]}
         try:
             return self._trial(config, requests, trial_dir, on_phase, began_s, record)
         except Died as died:
@@ -198,16 +233,13 @@ class VllmEngine:
             raise SpecError("--engine", f"processes {survivors}", "did not end on SIGKILL", fix)
 
     def _load(self, server: VllmServer, model: str, requests: Sequence[Request], on_phase: OnPhase) -> Offered:
-        on_phase("loading")
-        last_due_s = max((request.arrival_s for request in requests), default=0.0)
-        return offer(
+        return offer_load(
             Target(server.base_url, model),
             requests,
             seed=self._seed,
-            request_timeout_s=self.timeouts.request_s,
-            deadline_s=max(self.timeouts.trial_s, last_due_s + self.timeouts.request_s),
             warmup=self._warmup,
-            on_progress=lambda progress: on_phase(_figures(progress)),
+            timeouts=self.timeouts,
+            on_phase=on_phase,
             abort_when=server.has_exited,
         )
 
@@ -241,13 +273,6 @@ def _notes(offered: Offered, record: Mapping[str, Any]) -> tuple[str, ...]:
     return (*offered.notes, *([f"GPU memory was still taken before the start: {dirty} bytes"] if dirty else []))
 
 
-def _figures(progress: Progress) -> str:
-    ends = progress.ends
-    lost = sum(count for end, count in ends.items() if end is not End.COMPLETED)
-    done = f"loading: {ends.get(End.COMPLETED, 0)}/{progress.offered} done, {progress.in_flight} in flight"
-    return done + (f", {lost} lost" if lost else "")
-
-
 def _checked_model(model: str) -> str:
     """A name for the hub goes through as it stands; a path must be there."""
     looks_like_path = model.startswith(("/", "./", "../", "~")) or model.count("/") > 1
@@ -261,10 +286,14 @@ def _checked_model(model: str) -> str:
     return str(path) if looks_like_path else model
 
 
+def _check_not_ours(name: str, field: str) -> None:
+    if name in OURS:
+        raise SpecError(field, name, "is set by sloguard itself", "Drop it.")
+
+
 def _checked_arguments(fixed: Mapping[str, Value], tensor_parallel: int) -> dict[str, Value]:
-    taken = next((name for name in fixed if name in OURS), None)
-    if taken is not None:
-        raise SpecError("--engine-arg", taken, "is set by sloguard itself", "Drop it.")
+    for name in fixed:
+        _check_not_ours(name, "--engine-arg")
     if tensor_parallel > 1 and fixed.get("tensor_parallel_size", tensor_parallel) != tensor_parallel:
         raise SpecError("--engine-arg", "tensor_parallel_size", "differs from --tensor-parallel", "Give one of them.")
     return {**({"tensor_parallel_size": tensor_parallel} if tensor_parallel > 1 else {}), **fixed}

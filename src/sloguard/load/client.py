@@ -37,7 +37,7 @@ class Exchange:
 
     def __init__(self, payload: bytes, job: int = 0) -> None:
         self.payload, self.job = payload, job
-        self.sent_s: float | None = None  # when its bytes were first given to the kernel
+        self.sent_s: float | None = None  # when its bytes were first given to the kernel, on whichever connection
         self.end: End | None = None
         self.error = ""
         self.connection: Connection | None = None
@@ -203,7 +203,8 @@ class Client:
         return None
 
     def _send(self, connection: Connection, exchange: Exchange) -> None:
-        exchange.sent_s = perf_counter()
+        if exchange.sent_s is None:  # a second try is the server's doing, not this client's lag
+            exchange.sent_s = perf_counter()
         connection.unsent = memoryview(exchange.payload)
         self._send_rest(connection)
 

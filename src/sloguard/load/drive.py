@@ -103,12 +103,14 @@ class _Job:
     later_due_s: list[float] = field(default_factory=list)  # of the stages after the first
     sent_s: float | None = None
     answers: list[Exchange] = field(default_factory=list)
+    ended_s: float | None = None
     end: End | None = None
     error: str = ""
 
     def timeline(self) -> Timeline:
         stages = [answer.tokens for answer in self.answers]
         token_s = np.concatenate([np.empty(0), *(tokens.token_s() for tokens in stages)])
+        chunk_tokens = np.concatenate([np.empty(0, dtype=np.int32), *(tokens.chunk_tokens() for tokens in stages)])
         prompt_tokens = [tokens.prompt_tokens for tokens in stages]
         return Timeline(
             request=self.request,
@@ -119,6 +121,8 @@ class _Job:
             error=self.error,
             prompt_tokens=sum(n for n in prompt_tokens if n is not None) if any(prompt_tokens) else None,
             stage_due_s=(self.request.arrival_s, *(due_s - self.start_s for due_s in self.later_due_s)),
+            ended_s=None if self.ended_s is None else self.ended_s - self.start_s,
+            chunk_tokens=chunk_tokens[chunk_tokens > 0],
         )
 
 
@@ -164,6 +168,8 @@ class _Run:
     def go(self) -> None:
         start_s = perf_counter()
         self._start_s = start_s
+        for job in self._jobs:
+            job.start_s = start_s
         stop_s = start_s + self._deadline_s
         next_abort_check_s, next_progress_s = start_s, start_s
         while self._waiting or self._under_way:
@@ -195,7 +201,6 @@ class _Run:
                 break
             job = waiting.popleft()
             self._sent += 1
-            job.start_s = self._start_s
             self._send_stage(job)
         return self._start_s + waiting[0].request.arrival_s if waiting else float("inf")
 
@@ -225,7 +230,7 @@ class _Run:
         return self._end(job, end, error)
 
     def _end(self, job: _Job, end: End, error: str) -> None:
-        job.end, job.error = end, error
+        job.end, job.error, job.ended_s = end, error, perf_counter()
         job.payloads = ()
         for answer in job.answers:
             answer.payload = b""
@@ -263,7 +268,7 @@ def _outcome(exchange: Exchange) -> tuple[End, str]:
     if exchange.end is not None:
         return exchange.end, exchange.error
     if exchange.reader.status == 200:
-        return (End.COMPLETED, "") if exchange.tokens.at_s else (End.FAILED, "an answer without tokens")
+        return (End.COMPLETED, "") if exchange.tokens.output_tokens else (End.FAILED, "an answer without tokens")
     return (End.REFUSED if exchange.reader.status in REFUSALS else End.FAILED), answer_text(exchange)
 
 

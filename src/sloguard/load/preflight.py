@@ -84,7 +84,7 @@ def _check(probe: Exchange, target: Target) -> None:
         raise SpecError("--base-url", target.base_url, f"redirects to {where}", "Give that address.")
     if probe.end is not None or status != 200:
         raise Unavailable(f"does not serve: {text}")
-    if not probe.tokens.at_s:
+    if not probe.tokens.output_tokens:
         raise Unavailable("gave an answer without tokens")
 
 
@@ -95,7 +95,7 @@ def answer_text(exchange: Exchange) -> str:
     body = exchange.error_body.decode(errors="replace").strip()
     try:
         parsed = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         parsed = None
     text = error_message(parsed) if isinstance(parsed, dict) else " ".join(body.split())[:200]
     return f"HTTP {exchange.reader.status}" + (f": {text}" if text else "")

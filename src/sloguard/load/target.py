@@ -25,13 +25,8 @@ class Target:
     api_key: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.base_url)
-        fix = "Give it as http://HOST:PORT or https://HOST."
-        try:
-            usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
-        except ValueError:
-            usable = False
-        if not usable or parts.query or parts.fragment or parts.username:
+        if not _is_server_address(self.base_url):
+            fix = "Give it as http://HOST:PORT or https://HOST, in ASCII: a name in punycode, a path percent-encoded."
             raise SpecError("--base-url", self.base_url, "not the address of a server", fix)
         if self.api not in PATHS:
             raise SpecError("api", self.api, "no such API", f"Choose one of {', '.join(PATHS)}.")
@@ -66,6 +61,20 @@ class Target:
             "Content-Type": "application/json",
         }
         return headers if self.api_key is None else {**headers, "Authorization": f"Bearer {self.api_key}"}
+
+
+def _is_server_address(url: str) -> bool:
+    """Whether `url` can go on the wire as it stands, as a name to look up, a header and a path."""
+    if not (url.isascii() and url.isprintable()) or " " in url:
+        return False
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+        host.encode("idna")  # refuses empty and overlong labels, as looking it up does
+    except ValueError:
+        return False
+    plain = not (parts.query or parts.fragment or parts.username)
+    return parts.scheme in ("http", "https") and bool(host) and port != 0 and plain
 
 
 @dataclass(frozen=True, slots=True)

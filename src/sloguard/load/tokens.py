@@ -15,12 +15,16 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+TOKENS_LIMIT = 10_000_000  # of one answer; beyond it the server's count is nonsense, and would be laid out in memory
 TEXT_FIELDS = ("content", "reasoning_content", "reasoning", "tool_calls")  # of a chat delta; any of them is output
+
+
+_Kind = TypeVar("_Kind")
 
 
 class Counting(StrEnum):
@@ -88,14 +92,18 @@ class TokenStream:
 
     def token_s(self) -> NDArray[np.float64]:
         """[output_tokens] the instant of each token; empty where no event carried any."""
-        at_s = np.array(self.at_s, dtype=np.float64)
-        if not len(at_s):
-            return at_s
-        if self.counting is Counting.SPREAD:
-            return at_s[np.rint(np.linspace(0, len(at_s) - 1, self.output_tokens)).astype(np.intp)]
-        counts = np.array(self.counts)
-        counts[-1] += self.output_tokens - self.counted  # e.g. a stop token that only the usage shows
-        return np.repeat(at_s, counts)
+        return np.repeat(np.array(self.at_s, dtype=np.float64), self.chunk_tokens())
+
+    def chunk_tokens(self) -> NDArray[np.int32]:
+        """[token-carrying events] the tokens of each in the end; 0 where the usage gives fewer tokens than events."""
+        events = len(self.at_s)
+        if events and self.counting is Counting.SPREAD:
+            event_of_token = np.rint(np.linspace(0, events - 1, self.output_tokens)).astype(np.intp)
+            return np.bincount(event_of_token, minlength=events).astype(np.int32)
+        counts = np.array(self.counts, dtype=np.int32)
+        if events:
+            counts[-1] += self.output_tokens - self.counted  # e.g. a stop token that only the usage shows
+        return counts
 
     def _event(self, event: bytes, at_s: float) -> None:
         if event.startswith(b"data: {") and b"\n" not in event:
@@ -121,24 +129,30 @@ class TokenStream:
             return
         try:
             chunk = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise StreamError(f"not JSON: {data[:120].decode(errors='replace')}") from None
         if not isinstance(chunk, dict):
-            raise StreamError(f"not a completion event: {data[:120].decode(errors='replace')}")
+            raise _malformed(data)
         if chunk.get("error") or chunk.get("object") == "error":
             raise StreamError(error_message(chunk))
-        self._chunk(chunk, at_s)
+        try:
+            self._chunk(chunk, at_s)
+        except _Malformed:
+            raise _malformed(data) from None
 
     def _chunk(self, chunk: dict[str, Any], at_s: float) -> None:
-        usage = chunk.get("usage") or {}
-        self.prompt_tokens = usage.get("prompt_tokens", self.prompt_tokens)
-        running: int | None = usage.get("completion_tokens")
-        choices = chunk.get("choices")
+        """Raises _Malformed where a field is of another kind than the API's."""
+        usage = _field(chunk, "usage", dict) or {}
+        self.prompt_tokens = _tokens(usage, "prompt_tokens", self.prompt_tokens)
+        running = _tokens(usage, "completion_tokens", None)
+        choices = _field(chunk, "choices", list)
         if choices:
             choice = choices[0]
-            delta = choice.get("delta") or {}
-            self.finish_reason = choice.get("finish_reason") or self.finish_reason
-            ids = choice.get("token_ids") or delta.get("token_ids")
+            if not isinstance(choice, dict):
+                raise _Malformed
+            delta = _field(choice, "delta", dict) or {}
+            self.finish_reason = _field(choice, "finish_reason", str) or self.finish_reason
+            ids = _field(choice, "token_ids", list) or _field(delta, "token_ids", list)
             if ids:
                 self._count(len(ids), at_s)
             elif running is not None and not self._estimated:
@@ -154,6 +168,33 @@ class TokenStream:
             self.at_s.append(at_s)
             self.counts.append(tokens)
             self.counted += tokens
+            if self.counted > TOKENS_LIMIT:
+                raise StreamError(f"an answer of {self.counted} tokens, says the server")
+
+
+class _Malformed(Exception):  # noqa: N818 - becomes a StreamError as soon as the event is at hand
+    pass
+
+
+def _malformed(data: bytes) -> StreamError:
+    return StreamError(f"not a completion event: {data[:120].decode(errors='replace')}")
+
+
+def _field(parent: dict[str, Any], name: str, kind: type[_Kind]) -> _Kind | None:
+    """A field that may be absent or null, but is of no other kind."""
+    value = parent.get(name)
+    if value is None or isinstance(value, kind):
+        return value
+    raise _Malformed
+
+
+def _tokens(usage: dict[str, Any], name: str, absent: int | None) -> int | None:
+    value = _field(usage, name, int)
+    if value is None:
+        return absent
+    if isinstance(value, bool) or not 0 <= value <= TOKENS_LIMIT:
+        raise _Malformed
+    return value
 
 
 def error_message(body: dict[str, Any]) -> str:

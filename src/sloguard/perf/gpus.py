@@ -38,10 +38,6 @@ class Gpu:
     flops: float
     compute_capability: tuple[int, int]
 
-    @property
-    def vram_gib(self) -> float:
-        return self.vram_bytes / GIB
-
 
 # name: (MiB, GB/s, TFLOP/s dense, compute capability, normalised NVML names)
 _TABLE: dict[str, tuple[int, float, float, tuple[int, int], tuple[str, ...]]] = {

@@ -57,9 +57,16 @@ class ModelShape:
     stated_weight_bytes: int | None = None
 
     @staticmethod
-    def from_config(name: str, config: Mapping[str, Any]) -> ModelShape:
-        """Reads a Hugging Face config.json. Raises SpecError naming the field that is missing or wrong."""
-        return _read(name, config)
+    def from_config(name: str, config: Mapping[str, Any], stated_weight_bytes: int | None = None) -> ModelShape:
+        """Reads a Hugging Face config.json. Raises SpecError naming the field that is missing or wrong.
+
+        `stated_weight_bytes` is needed where a quantised checkpoint doesn't say how many bits a weight has.
+        """
+        try:
+            return _read(name, config, stated_weight_bytes)
+        except (TypeError, ValueError, AttributeError) as error:  # any JSON may stand where a number or table belongs
+            fix = "Correct its config.json"
+            raise SpecError("--model", name, f"its config.json can't be understood ({error})", fix) from error
 
     @property
     def attention_parameters(self) -> int:
@@ -111,12 +118,11 @@ class ModelShape:
             return self.mla_rank * width  # the latent is shared by all heads, so every rank holds it whole
         return 2 * max(1, self.kv_heads // tp) * self.head_dim * width  # fewer KV heads than ranks: replicated
 
-    def kv_bytes_per_token(self, kv_dtype_bytes: float | None = None) -> int:
-        """KV bytes of one token over all layers, before any window closes. `None`: the model's own dtype."""
-        return self.kv_bytes_per_token_per_rank(1, kv_dtype_bytes)
-
     def kv_bytes_per_token_per_rank(self, tp: int, kv_dtype_bytes: float | None = None) -> int:
-        """The share one of `tp` tensor-parallel ranks holds."""
+        """KV bytes of one token on one of `tp` tensor-parallel ranks: all layers, before any window closes.
+
+        `kv_dtype_bytes` None is the model's own dtype.
+        """
         return self.kv_bytes(1, tp, kv_dtype_bytes)
 
     def kv_bytes(self, tokens: int, tp: int = 1, kv_dtype_bytes: float | None = None, chunk_tokens: int = 0) -> int:
@@ -188,7 +194,7 @@ def _number(name: str, config: Mapping[str, Any], field: str, default: int | Non
     )
 
 
-def _read(name: str, raw: Mapping[str, Any]) -> ModelShape:
+def _read(name: str, raw: Mapping[str, Any], stated_weight_bytes: int | None) -> ModelShape:
     config: dict[str, Any] = {**raw, **(raw.get("text_config") or {})}  # multimodal configs nest the language model
     family = str(config.get("model_type", ""))
     hidden, heads = _number(name, config, "hidden"), _number(name, config, "heads")
@@ -221,10 +227,14 @@ def _read(name: str, raw: Mapping[str, Any]) -> ModelShape:
         dense_layers=dense_layers,
         dense_intermediate=dense_width if dense_layers else 0,
         shared_intermediate=_shared_width(config, width) if experts > 1 else 0,
-        weight_bits=_weight_bits(name, _quantization(config)),
+        weight_bits=_weight_bits(_quantization(config)),
         quantised_experts_only=_quantization(config).get("quant_method") == "mxfp4",
+        stated_weight_bytes=stated_weight_bytes,
     )
-    return _with_mla(shape, config) if config.get("kv_lora_rank") else shape
+    shape = _with_mla(shape, config) if config.get("kv_lora_rank") else shape
+    if _quantization(config) and shape.weight_bits is None:
+        return replace(shape, weight_bits=_mean_weight_bits(shape, _quantization(config)))
+    return shape
 
 
 def _rope_factor(config: Mapping[str, Any], family: str) -> float:
@@ -247,9 +257,9 @@ def _shared_width(config: Mapping[str, Any], width: int) -> int:
 
 def _attention_layers(config: Mapping[str, Any], family: str, layers: int) -> tuple[int | None, int, int | None]:
     """(window, layers limited to it, layers that keep KV or None for all)."""
-    window = config.get("sliding_window")
+    window = int(config.get("sliding_window") or 0)
     if config.get("use_sliding_window") is False:  # Qwen2 states a window that it does not use
-        window = None
+        window = 0
     kinds: list[str] = config.get("layer_types") or []
     if kinds:
         sliding = sum("sliding" in kind for kind in kinds) if window else 0
@@ -265,10 +275,8 @@ def _quantization(config: Mapping[str, Any]) -> dict[str, Any]:
     return config.get("quantization_config") or {}
 
 
-def _weight_bits(name: str, quantization: dict[str, Any]) -> float | None:
-    """Bits per weight of a linear layer, group scales included; None for an unquantised checkpoint."""
-    if not quantization:
-        return None
+def _weight_bits(quantization: dict[str, Any]) -> float | None:
+    """Bits per weight of a linear layer, group scales included; None where it isn't quantised or doesn't say."""
     method = str(quantization.get("quant_method", ""))
     if method in ("fp8", "fbgemm_fp8"):
         return 8.0
@@ -284,14 +292,22 @@ def _weight_bits(name: str, quantization: dict[str, Any]) -> float | None:
     bits: Any = stated.get("bits") or stated.get("num_bits")
     group_size: Any = stated.get("group_size")
     if not isinstance(bits, int) or bits < 1:
-        raise SpecError(
-            "--model",
-            name,
-            f"its quantization_config ({method or 'no quant_method'}) does not say how many bits a weight has",
-            "State the size of its weights: SLOGUARD_MODEL_FOOTPRINT_GB=<GB>",
-        )
+        return None
     grouped = isinstance(group_size, int) and group_size > 0  # then one 16-bit scale per group of weights
     return bits + 16 / group_size if grouped else float(bits)
+
+
+def _mean_weight_bits(shape: ModelShape, quantization: dict[str, Any]) -> float:
+    """From the stated size. Raises SpecError where none is stated."""
+    if shape.stated_weight_bytes is None:
+        method = quantization.get("quant_method") or "no quant_method"
+        raise SpecError(
+            "--model",
+            shape.name,
+            f"its quantization_config ({method}) does not say how many bits a weight has",
+            "State the size of its weights: SLOGUARD_MODEL_FOOTPRINT_GB=<GB>",
+        )
+    return 8 * shape.stated_weight_bytes / shape.parameters
 
 
 def _with_mla(shape: ModelShape, config: Mapping[str, Any]) -> ModelShape:

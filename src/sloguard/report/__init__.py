@@ -1,1 +1,1 @@
-"""TBD"""
+"""Results for people and for other tools: tables, live progress and JSON."""

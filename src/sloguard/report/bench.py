@@ -113,6 +113,7 @@ def _row(t: Timeline) -> dict[str, Any]:
         "e2el_s": t.e2el_s,
         "prompt_tokens": t.prompt_tokens,
         "tokens": t.output_tokens,
+        "ended_s": t.ended_s,
         "end": t.end.value,
         "error": t.error,
     }

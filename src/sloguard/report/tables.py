@@ -67,7 +67,7 @@ def study_report(results: Results, command: Sequence[str], simulated: bool) -> R
         parts.append(_crashes(results))
     parts += [Text(line, "yellow") for line in _warnings(results)]
     if command:
-        parts.append(Text.assemble(("Apply it: ", "bold"), shlex.join(command)))
+        parts.append(Text.assemble(("Apply it: ", "bold"), shlex.join(command), overflow="ignore", no_wrap=True))
     return Group(*parts)
 
 
@@ -157,9 +157,9 @@ def _crashes(results: Results) -> Table:
     table.add_column("trials", justify="right")
     table.add_column("decisive line, or reason", overflow="fold")
     for what, count in results.crashes.items():
-        table.add_row(what, str(count), _first_line(results, what))
+        table.add_row(what, str(count), Text(_first_line(results, what)))
     for reason, count in _reasons(results).items():
-        table.add_row("avoided", str(count), reason)
+        table.add_row("avoided", str(count), Text(reason))
     return table
 
 

@@ -13,8 +13,6 @@ from collections.abc import Hashable
 
 from sloguard.sched.job import Job
 
-_NO_BLOCKS: list[int] = []
-
 
 class KvCache:
     """`blocks` blocks of `block_tokens` tokens. Every method is O(blocks touched)."""
@@ -40,9 +38,6 @@ class KvCache:
     @property
     def capacity_tokens(self) -> int:
         return self.blocks * self.block_tokens
-
-    def held_blocks(self, job: Job) -> int:
-        return len(self._held.get(job.id, _NO_BLOCKS))
 
     def cached_tokens(self, job: Job) -> int:
         """Tokens of `job` that needn't be computed: whole blocks, and never its last known token."""

@@ -25,6 +25,7 @@ class _Call:
     job: Job | None = None
     history_tokens: int = 0  # prompt and output of the stages before: the next stage's prompt starts with them
     end: End = End.TIMED_OUT
+    ended_s: float | None = None
     error: str = ""
 
 
@@ -56,7 +57,7 @@ def simulate(
         if len(call.stage_due_s) < len(call.request.stages):
             send(call)
         else:
-            call.end = End.COMPLETED
+            call.end, call.ended_s = End.COMPLETED, kernel.now_s
 
     replica = make_replica(kernel, on_tokens)
 
@@ -65,14 +66,14 @@ def simulate(
         call.stage_due_s.append(kernel.now_s)
         refusal = too_long(call.job.prompt_tokens, call.job.output_tokens, replica.limits.max_model_len)
         if refusal:
-            call.end, call.error, call.job = End.REFUSED, refusal, None
+            call.end, call.ended_s, call.error, call.job = End.REFUSED, kernel.now_s, refusal, None
             return
         due[call.job.id] = call
         replica.submit(call.job)
 
     def give_up(call: _Call) -> None:
         if call.job is not None:
-            call.error = f"no complete answer within {request_timeout_s:g} s"
+            call.error, call.ended_s = f"no complete answer within {request_timeout_s:g} s", kernel.now_s
             replica.abort(call.job)
             due.pop(call.job.id)
 
@@ -140,4 +141,5 @@ def _timeline(call: _Call) -> Timeline:
         error=call.error,
         prompt_tokens=request.prompt_tokens,
         stage_due_s=tuple(call.stage_due_s) if len(request.stages) > 1 else (),
+        ended_s=call.ended_s,
     )

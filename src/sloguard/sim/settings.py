@@ -94,15 +94,20 @@ KV_BYTES: dict[Value, float | None] = {
 }
 
 
+def check_value(name: str, value: Value) -> None:
+    """Raises SpecError where the simulated engine has no knob `name`, or the knob doesn't take `value`."""
+    if name not in _TAKES:
+        known = ", ".join(sorted(_TAKES))
+        raise SpecError(name, value, "the simulated engine has no such knob", f"It has: {known}")
+    test, words = _TAKES[name]
+    if not test(value):
+        raise SpecError(name, value, "not a value of this knob", f"Give {words}")
+
+
 def read_settings(values: Mapping[str, Value]) -> Settings:
     """Settings of a complete config. Raises SpecError for a knob that is unknown, missing or of the wrong kind."""
     for name, value in values.items():
-        if name not in _TAKES:
-            known = ", ".join(sorted(_TAKES))
-            raise SpecError(name, value, "the simulated engine has no such knob", f"It has: {known}")
-        test, words = _TAKES[name]
-        if not test(value):
-            raise SpecError(name, value, "not a value of this knob", f"Give {words}")
+        check_value(name, value)
     missing = [name for name in KNOBS if name not in values]
     if missing:
         raise SpecError(missing[0], None, "not given", "Start from the engine's default config")

@@ -47,6 +47,10 @@ class Int:
     def count(self) -> int:
         return self.high - self.low + 1
 
+    def outermost(self) -> tuple[Value, ...]:
+        """Who takes these values takes all of the range."""
+        return self.low, self.high
+
     def encode(self, value: Value) -> float:
         return _to_unit(_number(value), self.low - 0.5, self.high + 0.5, self.log)
 
@@ -85,6 +89,10 @@ class Float:
     @property
     def count(self) -> int | None:
         return 1 if self.low == self.high else None
+
+    def outermost(self) -> tuple[Value, ...]:
+        """Who takes these values takes all of the range."""
+        return float(self.low), float(self.high)
 
     def encode(self, value: Value) -> float:
         return _to_unit(_number(value), self.low, self.high, self.log)
@@ -129,6 +137,9 @@ class Categorical:
     @property
     def count(self) -> int:
         return len(self.choices)
+
+    def outermost(self) -> tuple[Value, ...]:
+        return self.choices
 
     def index(self, value: Value) -> int:
         """Position of `value` among the choices. Raises ValueError where it is none of them."""

@@ -167,9 +167,9 @@ def offered_flags(help_text: str) -> frozenset[str]:
 
 
 @lru_cache  # asked for with every proposal
-def vllm_defaults(version: Version | None, gpu: GpuFacts | None, ranks: int = 1) -> Config:
-    """What vLLM's server runs when nothing is asked (`gpu` None: the CPU build, whose limits grow with its `ranks`)."""
-    tokens, seqs = _batch_defaults(gpu, ranks)
+def vllm_defaults(version: Version | None, gpu: GpuFacts | None) -> Config:
+    """What vLLM's server runs when nothing is asked (`gpu` None: the CPU build with one rank)."""
+    tokens, seqs = _batch_defaults(gpu)
     return Config(
         {
             "max_num_batched_tokens": tokens,
@@ -183,14 +183,16 @@ def vllm_defaults(version: Version | None, gpu: GpuFacts | None, ranks: int = 1)
             "block_size": 128 if gpu is None else 16,
             "enable_prefix_caching": True,
             "enable_chunked_prefill": True,
+            "quantization": "fp16",  # none, in the paper's word
+            **({"watermark": 0.0} if version is None or version >= (0, 32, 0) else {}),
         }
     )
 
 
-def _batch_defaults(gpu: GpuFacts | None, ranks: int) -> tuple[int, int]:
+def _batch_defaults(gpu: GpuFacts | None) -> tuple[int, int]:
     """(max_num_batched_tokens, max_num_seqs) of the API server: EngineArgs.get_batch_defaults."""
     if gpu is None:
-        return 2048 * ranks, 128 * ranks
+        return 2048, 128
     if gpu.vram_bytes >= 160 * GIB:
         return 16384, 1024
     if gpu.vram_bytes >= 70 * GIB and "a100" not in gpu.name.lower():

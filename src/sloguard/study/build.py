@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from sloguard.engine import ENGINES
 from sloguard.engine.base import Engine, EngineSetup, Facts
+from sloguard.errors import SpecError
 from sloguard.optim import OPTIMIZERS
 from sloguard.optim.base import Goal, Problem
 from sloguard.registry import load
@@ -17,16 +18,24 @@ from sloguard.space.vllm import space_for
 from sloguard.study.runner import Study
 from sloguard.study.spec import StudySpec
 from sloguard.trial import Config
+from sloguard.workload.arrivals import Scaling
 from sloguard.workload.scenarios import build_requests
 
 
 def build_study(spec: StudySpec, api_key: str | None = None) -> Study:
     """Builds engine, space, guard and optimizer; starts no engine. Raises SpecError or MissingExtra."""
-    requests = build_requests(spec.workload, rate=spec.request_rate, num_requests=spec.num_requests, seed=spec.seed)
-    optimizer_class = load(OPTIMIZERS, spec.optimizer, "--optimizer")
-    engine: Engine = load(ENGINES, spec.engine, "--engine").from_setup(_setup(spec, api_key))
+    requests = build_requests(
+        spec.workload,
+        rate=spec.request_rate,
+        num_requests=spec.num_requests,
+        seed=spec.seed,
+        scaling=_scaling(spec.trace_scaling),
+    )
+    optimizer_class = load(OPTIMIZERS, spec.optimizer, "--optimizer", "propose")
+    engine: Engine = load(ENGINES, spec.engine, "--engine", "from_setup").from_setup(_setup(spec, api_key))
     facts = engine.facts()
     space = _space(spec, facts)
+    engine.check_space(space)
     context = _repair_context(spec, facts, requests)
     problem = Problem(space, Goal(spec.objective), spec.budget, lambda config: repair(config, space, context).config)
     return Study(
@@ -40,6 +49,14 @@ def build_study(spec: StudySpec, api_key: str | None = None) -> Study:
         seed=spec.seed,
         try_default=spec.try_default,
     )
+
+
+def _scaling(name: str) -> Scaling:
+    try:
+        return Scaling(name)
+    except ValueError:
+        choices = ", ".join(Scaling)
+        raise SpecError("--trace-scaling", name, "no such way to scale a trace", f"Choose one of {choices}.") from None
 
 
 def _setup(spec: StudySpec, api_key: str | None) -> EngineSetup:

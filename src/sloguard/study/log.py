@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,9 @@ class StudyLog:
         if header.get("schema") != SCHEMA:
             found = header.get("schema")
             raise LogError(f"{self.path}, line 1: schema {found!r}, but this sloguard reads schema {SCHEMA}.")
+        for name in ("spec", "engine"):
+            if not isinstance(header.get(name), dict):
+                raise LogError(f"{self.path}, line 1: has no {name!r}. Restore the file from a copy.")
         return header
 
     def trials(self) -> list[Trial]:
@@ -72,21 +75,25 @@ class StudyLog:
     @contextmanager
     def writer(self) -> Iterator[None]:
         """Holds the study's lock and drops an unfinished last line. Raises LogError if another process writes."""
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.directory / "study.lock")
-            with lock.acquire(timeout=0):
+        with ExitStack() as held:
+            with self._writing():
+                self.directory.mkdir(parents=True, exist_ok=True)
+                held.enter_context(FileLock(self.directory / "study.lock").acquire(timeout=0))
                 if self.path.is_file():
                     _drop_unfinished_line(self.path)
-                yield
+            yield
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What fails here is the study's own disk, not whatever the caller does between two writes."""
+        try:
+            yield
         except Timeout as error:
-            raise LogError(
-                f"{self.directory}: another sloguard is writing this study. Wait for it or stop it."
-            ) from error
+            busy = "another sloguard is writing this study. Wait for it or stop it."
+            raise LogError(f"{self.directory}: {busy}") from error
         except OSError as error:
-            raise LogError(
-                f"{self.directory}: can't be written ({error.strerror or error}). Choose another --out."
-            ) from error
+            problem = f"can't be written ({error.strerror or error}). Choose another --out, or make room."
+            raise LogError(f"{self.directory}: {problem}") from error
 
     def append_header(self, header: dict[str, Any]) -> None:
         self._append({"kind": "header", "schema": SCHEMA, **header})
@@ -97,7 +104,7 @@ class StudyLog:
 
     def _append(self, record: dict[str, Any]) -> None:
         line = json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n"
-        with self.path.open("ab") as file:
+        with self._writing(), self.path.open("ab") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())

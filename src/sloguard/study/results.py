@@ -11,6 +11,8 @@ from sloguard.contract import Check
 from sloguard.optim.base import Goal, best, violation
 from sloguard.trial import Crashed, Measured, Refused, Trial, Value
 
+EQUAL = {("quantization", "fp16", None)}  # (knob, asked, ran): the paper's word for "not quantised"
+
 
 @dataclass(frozen=True, slots=True)
 class Results:
@@ -62,7 +64,7 @@ class Results:
             if isinstance(trial.outcome, Measured):
                 ran = trial.outcome.effective
                 found.update(
-                    name for name, asked in trial.config.items() if name in ran and not _same(asked, ran[name])
+                    name for name, asked in trial.config.items() if name in ran and not _same(name, asked, ran[name])
                 )
         return dict(found)
 
@@ -122,10 +124,10 @@ class Results:
         }
 
 
-def _same(asked: Value, ran: Value) -> bool:
+def _same(name: str, asked: Value, ran: Value) -> bool:
     if isinstance(asked, float) and isinstance(ran, int | float):
         return abs(asked - ran) < 1e-6
-    return asked == ran
+    return asked == ran or (name, asked, ran) in EQUAL
 
 
 def binding_check(trial: Trial | None) -> Check | None:

@@ -14,11 +14,12 @@ Every step is a function of the log, so a study that was killed and resumed equa
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sloguard.contract import Contract
+from sloguard.contract import Contract, Metric
 from sloguard.crash import Crash, diagnose
 from sloguard.engine.base import Engine, OnPhase, ignore_phase
 from sloguard.errors import EngineCrash, SloguardError
@@ -38,9 +39,10 @@ ENVIRONMENT_ATTEMPTS = 3  # a port or a network hiccup is tried again; what pers
 class EnvironmentFault(SloguardError):  # noqa: N818 - it is the machine that is at fault
     """The machine, not a config, keeps the engine from running. The study stops and can be resumed."""
 
-    def __init__(self, crash: Crash) -> None:
+    def __init__(self, crash: Crash, trial_dir: Path) -> None:
         self.crash = crash
-        super().__init__(f"the engine can't run here ({crash.cause}): {crash.line} {crash.hint}".strip())
+        what = f"the engine can't run here ({crash.cause}): {crash.line} {crash.hint}".strip()
+        super().__init__(f"{what} Its log is in {trial_dir}; then go on with --resume.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +58,23 @@ class Study:
     contract: Contract
     seed: int
     try_default: bool
+    retry_wait_s: float = 5.0  # between attempts that the machine, not the config, made fail
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
+    """What to try next. `config` is recorded and learnt from; `run` is what the engine is given."""
+
     proposed: Config
     config: Config
     repairs: tuple[str, ...] = ()
     avoided: tuple[Avoided, ...] = ()
     refused: str | None = None
+
+    @property
+    def run(self) -> Config:
+        """The default is whatever the engine does when nothing is asked of it."""
+        return self.config if self.proposed else Config()
 
 
 def run_study(
@@ -86,8 +96,9 @@ def run_study(
         except Exhausted:
             return
         on_trial(number, proposal)
-        trial = _attempt(study, proposal, number, log.directory / "trials" / f"{number:03d}", on_phase)
-        _stop_if_nothing_can_run(trial, history)
+        trial_dir = log.directory / "trials" / f"{number:03d}"
+        trial = _attempt(study, proposal, number, trial_dir, on_phase)
+        _stop_if_nothing_can_run(trial, history, trial_dir)
         log.append(trial)
         history.append(trial)
         yield trial
@@ -96,8 +107,8 @@ def run_study(
 def propose(study: Study, history: Sequence[Trial], number: int) -> Proposal:
     """The next config to try. Raises Exhausted when there is none."""
     if number == 1 and study.try_default:
-        known = study.engine.default_config()
-        return Proposal(Config(), Config({name: known[name] for name in study.space.names if name in known}))
+        known = {n: value for n, value in study.engine.default_config().items() if value is not None}
+        return Proposal(Config(), Config({n: known[n] for n in study.space.names if n in known}))
     seen = list(with_avoided(history))
     avoided: list[Avoided] = []
     while True:
@@ -131,30 +142,33 @@ def _attempt(study: Study, proposal: Proposal, number: int, trial_dir: Path, on_
     cost_s = 0.0
     for attempt in range(1, ENVIRONMENT_ATTEMPTS + 1):
         try:
-            run = study.engine.run(proposal.config, study.requests, _emptied(trial_dir), on_phase)
+            run = study.engine.run(proposal.run, study.requests, _emptied(trial_dir), on_phase)
         except EngineCrash as error:
             cost_s += error.cost_s
             crash = diagnose(error.evidence)
             if crash.environment and attempt < ENVIRONMENT_ATTEMPTS:
+                time.sleep(study.retry_wait_s)
                 continue
             return trial(Crashed(crash), cost_s)
-        verdict = study.contract.judge(run.timelines)
-        measured = Measured(summarise(run.timelines), verdict, run.startup_s, run.effective, run.notes)
-        return trial(measured, cost_s + run.cost_s, _resolved(proposal.config, run.effective, study.space))
+        summary = summarise(run.timelines, ttft_limit_s=study.contract.tightest_s(Metric.TTFT))
+        measured = Measured(summary, study.contract.judge(run.timelines), run.startup_s, run.effective, run.notes)
+        config = proposal.config if proposal.proposed else _as_it_ran(proposal.config, run.effective, study.space)
+        return trial(measured, cost_s + run.cost_s, config)
     raise AssertionError("unreachable: the last attempt returns")
 
 
-def _resolved(config: Config, effective: Mapping[str, Value], space: Space) -> Config:
-    """The config as it ran. An engine that was started without overrides says itself which values it chose."""
-    return config or Config({name: effective[name] for name in space.names if name in effective})
+def _as_it_ran(known: Config, effective: Mapping[str, Value], space: Space) -> Config:
+    """The default as the engine says it ran, and as it is known to be where the engine doesn't say."""
+    told = {n: effective[n] for n in space.names if n in effective and space.knob(n).accepts(effective[n])}
+    return known.replace(**told)
 
 
-def _stop_if_nothing_can_run(trial: Trial, history: Sequence[Trial]) -> None:
+def _stop_if_nothing_can_run(trial: Trial, history: Sequence[Trial], trial_dir: Path) -> None:
     """A fault of the machine ends the study if nothing ever ran, or if it is the second in a row."""
     fault = _environment_fault(trial)
     measured = any(isinstance(t.outcome, Measured) for t in history)
     if fault is not None and (not measured or _environment_fault(history[-1]) is not None):
-        raise EnvironmentFault(fault)
+        raise EnvironmentFault(fault, trial_dir)
 
 
 def _environment_fault(trial: Trial) -> Crash | None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from sloguard.contract import Contract, Limit, Metric
@@ -17,9 +18,11 @@ OBJECTIVES = ("goodput", "latency")
 
 @dataclass(frozen=True, slots=True)
 class StudySpec:
-    """Everything that decides which trials a study makes. `slo_p99_s` maps a metric to its p99 limit in seconds.
+    """Everything that decides which trials a study makes. `slo_p99_s` maps a metric to its p99 limit in seconds,
+    `inputs` the files that were read to the digest of what they held.
 
-    Equal specs give equal studies; `budget` only says where one ends, so a study can be resumed with a larger one.
+    Equal specs give equal studies. A study can be resumed with a larger `budget`; the optimizers plan by it, so that is
+    then not the study that the larger budget would have made from the start.
     """
 
     engine: str
@@ -37,8 +40,10 @@ class StudySpec:
     tensor_parallel: int = 1
     base_url: str | None = None
     engine_python: str | None = None
-    engine_args: Mapping[str, Value] = field(default_factory=dict)
+    engine_args: Mapping[str, Value] = field(default_factory=dict[str, Value])
     try_default: bool = True
+    trace_scaling: str = "stretch"
+    inputs: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
         if self.budget < 1:
@@ -60,7 +65,9 @@ class StudySpec:
         return Contract(tuple(Limit(Metric(name), 99, limit_s) for name, limit_s in sorted(self.slo_p99_s.items())))
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """All of it in JSON's own types; an infinite rate is written "inf"."""
+        rate = "inf" if self.request_rate == float("inf") else self.request_rate
+        return {**asdict(self), "request_rate": rate}
 
     @property
     def digest(self) -> str:
@@ -70,5 +77,11 @@ class StudySpec:
 
     def differs_from(self, recorded: Mapping[str, Any]) -> list[str]:
         """Names of fields, budget aside, in which this spec is not the `recorded` one."""
-        mine = json.loads(json.dumps(self.to_json()))
+        mine = self.to_json()
         return [k for k in mine if k != "budget" and mine[k] != recorded.get(k)]
+
+
+def digest_of(path: str) -> str | None:
+    """SHA-256 of the file at `path`, None where there is none (then it is a name)."""
+    file = Path(path)
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None

@@ -34,21 +34,6 @@ class Marginal(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Fixed:
-    tokens: int
-
-    def __post_init__(self) -> None:
-        _check_range("tokens", self.tokens, self.tokens)
-
-    @property
-    def largest(self) -> int:
-        return self.tokens
-
-    def quantile(self, u: NDArray[np.float64]) -> Tokens:
-        return np.full(len(u), self.tokens, dtype=np.int64)
-
-
-@dataclass(frozen=True, slots=True)
 class Uniform:
     """Every whole number from `low` to `high`, both included."""
 

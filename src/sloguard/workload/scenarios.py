@@ -104,8 +104,9 @@ def build_requests(
     """The requests of a named workload, a trace or a file of lengths (`workload` is a name or a path), by arrival.
 
     `rate` in requests/s: None is the workload's own, or as recorded; inf is all at once. A trace is brought to a rate
-    by `scaling`. `num_requests`: None is the workload's own, or the whole trace. `arrivals` replaces the process of a
-    workload that has no recorded one; `rate` still sets its rate. Each request gets one of `classes` by their shares.
+    by `scaling`; THIN is refused where there is no recorded arrival or no rate. `num_requests`: None is the workload's
+    own, or the whole trace. `arrivals` replaces the process of a workload that has no recorded one; `rate` still sets
+    its rate. Each request gets one of `classes` by their shares.
 
     Raises SpecError naming the flag, or the file, line and field.
     """
@@ -114,6 +115,9 @@ def build_requests(
     if num_requests is not None and num_requests < 1:
         raise SpecError("--num-requests", num_requests, "not a positive number", "Ask for at least 1 request.")
     _check_classes(classes)
+    if scaling is Scaling.THIN and (workload in WORKLOADS or rate is None):
+        problem = "no rate is given to thin to" if rate is None else f"{workload} is no recorded trace"
+        raise SpecError("--trace-scaling", str(scaling), problem, "It takes a trace and a --request-rate.")
     if named := WORKLOADS.get(workload):
         count = named.num_requests if num_requests is None else num_requests
         rows = _drawn(_at_rate(arrivals or named.arrivals, rate), named.lengths, count, seed)
@@ -126,6 +130,8 @@ def build_requests(
         if trace.timed:
             rows = _replayed(trace, rate, num_requests, seed, arrivals, scaling)
         else:
+            if scaling is Scaling.THIN:
+                raise SpecError("--trace-scaling", str(scaling), f"{workload} has no arrival times", "Drop it.")
             rows = _resampled(trace, rate, num_requests, seed, arrivals)
     promised = _promises(rows, classes, seed)
     return [
