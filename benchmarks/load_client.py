@@ -157,7 +157,7 @@ def main() -> None:
         "CPU, us/req",
     ):
         table.add_column(name, justify="left" if name == "client" else "right")
-    console = Console()
+    console = Console(width=100)
     with tempfile.TemporaryDirectory() as tokenizer, process([sys.executable, str(HERE / "load_server.py")]) as server:
         url = f"http://127.0.0.1:{line_from(server)}"
         if options.realtime:

@@ -209,5 +209,5 @@ def _jitter(rng: np.random.Generator, spread: float) -> Iterator[float]:
 
 
 def _last_s(timelines: Sequence[Timeline]) -> float:
-    """When the load is over: the last thing sent or received."""
-    return max((float(t.token_s[-1]) if len(t.token_s) else t.due_s for t in timelines), default=0.0)
+    """When the load is over: the end of the last request."""
+    return max((t.last_s for t in timelines), default=0.0)
