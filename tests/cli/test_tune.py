@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -104,7 +105,7 @@ def test_interrupted_it_ends_cleanly_and_says_how_to_go_on(tmp_path: Path) -> No
         time.sleep(0.01)
     process.terminate()
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == 128 + signal.SIGTERM
     assert "--resume" in errors.splitlines()[-1]
     assert "Traceback" not in errors
 
@@ -119,6 +120,7 @@ def test_nothing_feasible_exits_3_and_names_the_closest_and_the_binding_promise(
     done = tune(tmp_path / "study", *impossible, budget=4)
     assert done.returncode == 3
     assert "Closest: trial" in done.stdout
+    assert "best.yaml" not in done.stdout
     assert "binding: p99 TTFT" in done.stdout
     summary = json.loads((tmp_path / "study" / "summary.json").read_text())
     assert summary["best"] is None

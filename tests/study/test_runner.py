@@ -10,6 +10,7 @@ import pytest
 from fakes import OOM, PORT_TAKEN, FakeEngine, some_requests
 from sloguard.contract import Contract, Limit, Metric
 from sloguard.crash import Evidence
+from sloguard.errors import SpecError
 from sloguard.optim.base import Goal, Problem
 from sloguard.optim.random import RandomSearch
 from sloguard.space.knobs import Categorical, Int
@@ -150,3 +151,14 @@ def test_an_exhausted_space_ends_the_study_early(tmp_path: Path) -> None:
         study.engine, RandomSearch(problem), small, no_repair, no_guard, study.requests, study.contract, 1, True, 0.0
     )
     assert len(run_all(study, tmp_path, budget=10)) == 3
+
+
+def test_a_default_that_the_engine_rejects_stops_the_study_at_once(tmp_path: Path) -> None:
+    rejected = Evidence(
+        "startup", exit_code=2, log_tail="api_server.py: error: unrecognized arguments: --max-modle-len 5"
+    )
+    engine = FakeEngine(lambda config: rejected)
+    with pytest.raises(SpecError, match="max-modle-len"):
+        run_all(a_study(engine), tmp_path)
+    assert len(engine.calls) == 1
+    assert StudyLog(tmp_path).trials() == []

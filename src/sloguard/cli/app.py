@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 from itertools import pairwise
@@ -43,20 +44,34 @@ def _options(
 
 
 def main() -> None:
-    """Exit codes: 0 done, 2 bad input or a fault of the machine, 3 nothing feasible (`tune`), 130 interrupted."""
+    """Exit codes: 0 done, 2 bad input or a fault of the machine, 3 nothing feasible (`tune`), 130 interrupted (143: SIGTERM)."""
+    ended: list[int] = []
+
+    def interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+        """What else ends a program takes the way of Ctrl-C, so that engines are stopped."""
+        ended.append(signum)
+        raise KeyboardInterrupt
+
     for ending in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(ending) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(ending, _interrupt)
+            signal.signal(ending, interrupt)
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except typer.TyperException as error:
         _fail(f"{_given(error)}{error.format_message()} Try --help.", EXIT_BAD_INPUT)
     except SloguardError as error:
         _fail(str(error), EXIT_BAD_INPUT)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _fail("the disk or device that the output goes to is full. Make room and repeat the command.", EXIT_BAD_INPUT)
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
     if code == EXIT_INTERRUPTED:
-        _fail("interrupted. The trials of a `tune` are on disk; --resume goes on from there.", EXIT_INTERRUPTED)
+        _fail(
+            "interrupted. The trials of a `tune` are on disk; --resume goes on from there.",
+            128 + ended[0] if ended else EXIT_INTERRUPTED,
+        )
     sys.exit(code or 0)
 
 
@@ -66,11 +81,6 @@ def _given(error: typer.TyperException) -> str:
     words = [part for word in sys.argv[1:] for part in (word.split("=", 1) if word.startswith("--") else [word])]
     given = [value for name, value in pairwise(words) if name in names]
     return f"{names[-1]} = {given[-1]!r}: " if given else ""
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
-    """What else ends a program takes the way of Ctrl-C, so that engines are stopped."""
-    raise KeyboardInterrupt
 
 
 def _fail(message: str, code: int) -> NoReturn:

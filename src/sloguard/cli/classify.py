@@ -15,6 +15,7 @@ from sloguard.errors import SpecError
 
 TAIL_BYTES = 5 * 2**20  # the end of a log explains a failure; what is older belongs to earlier trouble
 _NOTHING = "No crash in this log: it shows a healthy engine or a clean shutdown."
+_EMPTY = "The log is empty, so it shows nothing: is it the engine's, with both output streams in it?"
 _SHOWN = ("category", "cause", "line", "hint")
 
 
@@ -31,7 +32,8 @@ def command(
     """
     log = _read(logfile)
     crash = classify(Evidence(_phase(phase, log), exit_code=exit_code, timed_out=timed_out, log_tail=log))
-    answer = asdict(crash or Crash("none", "none", "", _NOTHING, _phase(phase, log)))
+    nothing = _NOTHING if log.strip() else _EMPTY
+    answer = asdict(crash or Crash("none", "none", "", nothing, _phase(phase, log)))
     if as_json:
         typer.echo(json.dumps(answer, ensure_ascii=False))
     else:

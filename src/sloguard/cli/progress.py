@@ -18,22 +18,22 @@ from sloguard.trial import Crashed, Trial
 WIDTH_OFF_TERMINAL = 160  # a log file or a pipe has no width of its own; 80 columns would cut what matters
 
 
-def plain_console(*, stderr: bool = False, quiet: bool = False) -> Console:
+def plain_console(*, stderr: bool = False) -> Console:
     """A console for a terminal, a pipe or a log file."""
-    console = Console(stderr=stderr, quiet=quiet)
+    console = Console(stderr=stderr)
     if not console.is_terminal:
         console.width = WIDTH_OFF_TERMINAL
     return console
 
 
 class StudyProgress:
-    """Writes to stderr; the bar shows only on a terminal, the lines always, neither when `quiet`."""
+    """Writes to stderr; the bar shows only on a terminal, the lines always."""
 
-    def __init__(self, goal: Goal, budget: int, trials: Sequence[Trial], quiet: bool) -> None:
+    def __init__(self, goal: Goal, budget: int, trials: Sequence[Trial]) -> None:
         self._goal, self._trials = goal, list(trials)
-        self._console = plain_console(stderr=True, quiet=quiet)
+        self._console = plain_console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bar = Progress(*columns, console=self._console, disable=quiet or not self._console.is_terminal)
+        self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
         self._task = self._bar.add_task("", total=budget, completed=len(trials))
         self._phase = ""
 

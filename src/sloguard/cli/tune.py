@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from sloguard import __version__
 from sloguard.cli.options import api_key_from, parse_engine_args
@@ -26,11 +26,13 @@ from sloguard.study.spec import StudySpec, digest_of
 from sloguard.trial import Value
 
 EXIT_INFEASIBLE = 3
+RESULT_FILES = ("study.jsonl", "summary.json", "best.yaml", "trials")
+FLAGS = {"slo_p99_s": "--slo-*-p99 (in seconds)", "engine_args": "--engine-arg", "try_default": "--default"}
 
 
 def command(
     model: Annotated[str, typer.Option(help="Model name or path, as the engine takes it.")],
-    out: Annotated[Path, typer.Option(help="Directory of the study: log, summary, best config, engine logs.")],
+    out: Annotated[str, typer.Option(help="Directory of the study: log, summary, best config, engine logs.")],
     engine: Annotated[str, typer.Option(help="vllm | sim | endpoint, or your own as package.module:Class.")] = "vllm",
     gpu: Annotated[str | None, typer.Option(help="GPU, e.g. A100-40GB. Needed by sim; detected for vllm.")] = None,
     tensor_parallel: Annotated[int, typer.Option(min=1, help="GPUs the model is split over.")] = 1,
@@ -91,26 +93,30 @@ def command(
         trace_scaling=trace_scaling,
         inputs={path: digest for path in (space, workload) if (digest := digest_of(path)) is not None},
     )
-    log = StudyLog(out)
+    if not out.strip():
+        raise SpecError("--out", out, "is empty", "Name a directory; it is made if it doesn't exist.")
+    log = StudyLog(Path(out))
     _check_target(log, resume)
     study = build_study(spec, api_key_from(api_key_env))
     started_s = time.monotonic()
     with log.writer():
         _open(log, spec, study)
         try:
-            with StudyProgress(Goal(spec.objective), spec.budget, log.trials(), quiet=as_json) as progress:
+            with StudyProgress(Goal(spec.objective), spec.budget, log.trials()) as progress:
                 for trial in run_study(study, log, spec.budget, progress.starting, progress.phase):
                     progress.finished(trial)
         finally:  # what is known when a study is interrupted or the machine fails is as good as at its end
             results = Results(log.trials(), Goal(spec.objective), spec.try_default)
-            summary = _write_results(out, spec, results, time.monotonic() - started_s)
+            summary = _write_results(log.directory, spec, study, results, time.monotonic() - started_s)
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
     else:
         console = plain_console()
-        console.print(study_report(results, _command(study, results), spec.engine == "sim"))
-        files = "study.jsonl, summary.json, best.yaml, trials/"
-        console.print(Text(f"Everything is in {out}/: {files}"))
+        console.print(study_report(results, spec.engine == "sim"))
+        if command := _command(study, results):
+            typer.echo(f"Apply it: {shlex.join(command)}")  # as it stands, so that it can be copied whole
+        made = [name for name in RESULT_FILES if (log.directory / name).exists()]
+        typer.echo(f"Everything is in {out}/: {', '.join(made)}")
     return 0 if results.best else EXIT_INFEASIBLE
 
 
@@ -136,8 +142,9 @@ def _open(log: StudyLog, spec: StudySpec, study: Study) -> None:
     recorded, engine = header["spec"], header["engine"]
     fix = "Resume with the same options, or start a new study in another directory."
     for name in spec.differs_from(recorded):
-        mine = spec.to_json()[name]
-        raise SpecError(name, mine, f"the study in {log.directory} was made with {recorded.get(name)!r}", fix)
+        flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
+        made = f"the study in {log.directory} was made with {recorded.get(name)!r}"
+        raise SpecError(flag, spec.to_json()[name], made, fix)
     for name, mine in study.engine.describe().items():
         if engine.get(name) != mine:
             raise SpecError(f"engine {name}", mine, f"the study in {log.directory} ran on {engine.get(name)!r}", fix)
@@ -147,10 +154,10 @@ def _command(study: Study, results: Results) -> list[str]:
     return study.engine.command_for(results.best.overrides) if results.best else []
 
 
-def _write_results(out: Path, spec: StudySpec, results: Results, wall_s: float) -> dict[str, object]:
+def _write_results(out: Path, spec: StudySpec, study: Study, results: Results, wall_s: float) -> dict[str, object]:
     summary = results.to_json(wall_s)
     write_text_atomic(out / "summary.json", json.dumps(summary, indent=2) + "\n")
-    if results.best:
+    if results.best and _command(study, results):
         fixed = {"model": _anywhere(spec.model), **_fixed(spec)}
         write_text_atomic(out / "best.yaml", to_yaml(results.best.overrides, fixed))
     else:

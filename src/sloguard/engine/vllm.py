@@ -33,7 +33,7 @@ from sloguard.load.drive import Offered
 from sloguard.load.target import Target
 from sloguard.perf.gpus import GpuFacts, gpu_named
 from sloguard.request import Request
-from sloguard.space.flags import count_of, parse_effective, to_flags
+from sloguard.space.flags import count_of, flag_names, parse_effective, to_flags
 from sloguard.space.space import Space
 from sloguard.space.vllm import offered_flags, vllm_defaults
 from sloguard.trial import Config, Value
@@ -138,6 +138,13 @@ class VllmEngine:
         return found.known or found
 
     def facts(self) -> Facts:
+        """Raises SpecError for a pinned argument that this vLLM doesn't have: it would fail every start."""
+        offered = self._facts.offered or frozenset()
+        for name, value in self.fixed.items():
+            for flag in flag_names(name.partition(".")[0], value):
+                if flag not in offered:
+                    fix = "Mend the name, or see what `vllm serve --help=all` offers."
+                    raise SpecError("--engine-arg", name, f"vLLM {self.install.version} has no {flag}", fix)
         return self._facts
 
     def check_space(self, space: Space) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,11 +32,21 @@ def bench_report(summary: Summary, notes: Sequence[str], *, promised: bool) -> R
     if len(summary.by_class) > 1:
         parts.append(_classes(summary))
     parts += [Text(f"note: {note}", "yellow") for note in notes]
-    for error, count in sorted(summary.errors.items(), key=lambda item: -item[1])[:ERRORS_SHOWN]:
+    for error, count in _alike(summary.errors)[:ERRORS_SHOWN]:
         parts.append(Text(f"{count} x {error}", "red"))
     if summary.client_limited:
         parts.append(Text(client_limited_text(summary), "bold white on red"))
     return Group(*parts)
+
+
+def _alike(errors: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Errors that differ only in their numbers as one, shown by its first; the most frequent first."""
+    first: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for error, count in errors.items():
+        kind = re.sub(r"\d+", "#", error)
+        counts[first.setdefault(kind, error)] += count
+    return counts.most_common()
 
 
 def client_limited_text(summary: Summary) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -17,6 +16,7 @@ from sloguard.trial import Config, Crashed, Measured, Refused, Trial
 
 RUN_TO_RUN_NOISE = 0.069  # spread reported over six identical vLLM runs (arXiv 2604.17627)
 
+INF = float("inf")
 STYLES = {Judgement.MET: "green", Judgement.MISSED: "yellow", Judgement.UNKNOWN: "magenta"}
 
 
@@ -25,9 +25,17 @@ def trial_line(trial: Trial, goal: Goal) -> Text:
     head = f"{trial.number:>4}  "
     tail = f"  {trial.cost_s:7.1f} s"
     match trial.outcome:
-        case Measured(verdict=verdict):
+        case Measured(summary=summary, verdict=verdict):
             status = "feasible" if trial.feasible else str(verdict.judgement)
-            what = f"{score_text(goal.score(trial), goal)}  {', '.join(map(check_text, verdict.checks))}"
+            lost = f"{summary.offered - summary.completed} of {summary.offered} requests lost"
+            what = ", ".join(
+                [
+                    f"{score_text(goal.score(trial), goal)}  {check_text(verdict.checks[0])}",
+                    *map(check_text, verdict.checks[1:]),
+                    *([lost] if summary.completed < summary.offered else []),
+                    *(["CLIENT-LIMITED"] if summary.client_limited else []),
+                ]
+            )
             style = STYLES[verdict.judgement]
         case Crashed(crash=crash):
             status, what, style = "crashed", f"{crash.category}/{crash.cause}: {crash.line}", "red"
@@ -43,19 +51,19 @@ def score_text(score: float | None, goal: Goal) -> str:
 
 
 def check_text(check: Check) -> str:
-    """A promise and what was measured, e.g. `p99 TTFT 431 of 500 ms`."""
+    """A promise and what was measured, e.g. `p99 TTFT 431 of 500 ms`; lost requests are infinitely late."""
     limit = check.limit
     if check.measured_s is None:
         measured = "not measured"
-    elif check.measured_s == float("inf"):
-        measured = "lost requests"
+    elif check.measured_s == INF:
+        measured = "∞"
     else:
         measured = f"{check.measured_s * 1000:.0f}"
     return f"p{limit.quantile:g} {limit.metric.upper()} {measured} of {limit.limit_s * 1000:g} ms"
 
 
-def study_report(results: Results, command: Sequence[str], simulated: bool) -> RenderableType:
-    """The end of a study: verdict, best beside default, crashes by cause, how to apply it."""
+def study_report(results: Results, simulated: bool) -> RenderableType:
+    """The end of a study: verdict, best beside default, crashes by cause, what to be wary of."""
     parts: list[RenderableType] = [Text(""), _verdict(results)]
     if simulated:
         parts.append(
@@ -66,8 +74,6 @@ def study_report(results: Results, command: Sequence[str], simulated: bool) -> R
     if results.crashes or results.avoided:
         parts.append(_crashes(results))
     parts += [Text(line, "yellow") for line in _warnings(results)]
-    if command:
-        parts.append(Text.assemble(("Apply it: ", "bold"), shlex.join(command), overflow="ignore", no_wrap=True))
     return Group(*parts)
 
 
@@ -78,6 +84,8 @@ def _verdict(results: Results) -> Text:
     score = score_text(results.goal.score(best), results.goal)
     if default is None:
         return Text(f"Deploy trial {best.number}: {score} within the SLOs.", "bold green")
+    if len(results.trials) == 1:
+        return Text(f"Measured one config: {score} within the SLOs.", "bold green")
     if default is best:
         return Text(f"Keep the default: no config tried beats it ({score}).", "bold green")
     if results.gain is None:
@@ -96,8 +104,11 @@ def _infeasible(results: Results) -> Text:
     closest, check = results.closest, binding_check(results.closest)
     if closest is None or check is None:
         return Text(f"No config served: all {len(results.trials)} trials failed.", "bold red")
-    kept = check.measured_s is not None and check.measured_s < float("inf")
-    would = f" It would be kept at {check.measured_s * 1000:.0f} ms." if kept and check.measured_s else ""
+    missed = (
+        [c for c in closest.outcome.verdict.checks if c.excess > 0] if isinstance(closest.outcome, Measured) else []
+    )
+    kept = [f"{c.limit.metric.upper()} {c.measured_s * 1000:.0f} ms" for c in missed if c.measured_s not in (None, INF)]
+    would = f" It would keep {' and '.join(kept)}." if len(kept) == len(missed) else " It loses requests."
     text = f"No config keeps the promise. Closest: trial {closest.number}; binding: {check_text(check)}.{would}"
     return Text(text, "bold yellow")
 

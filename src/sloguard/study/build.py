@@ -9,6 +9,7 @@ from sloguard.engine.base import Engine, EngineSetup, Facts
 from sloguard.errors import SpecError
 from sloguard.optim import OPTIMIZERS
 from sloguard.optim.base import Goal, Problem
+from sloguard.perf.gpus import GIB
 from sloguard.registry import load
 from sloguard.request import Request
 from sloguard.space.flags import count_of
@@ -36,6 +37,8 @@ def build_study(spec: StudySpec, api_key: str | None = None) -> Study:
     facts = engine.facts()
     space = _space(spec, facts)
     engine.check_space(space)
+    _check_fits(spec, facts, space)
+    _check_lengths(spec, facts, requests)
     context = _repair_context(spec, facts, requests)
     problem = Problem(space, Goal(spec.objective), spec.budget, lambda config: repair(config, space, context).config)
     return Study(
@@ -76,11 +79,41 @@ def _space(spec: StudySpec, facts: Facts) -> Space:
     """The space asked for, fitted to where it runs, less what the user pinned."""
     if not facts.tunable:
         return Space(())
-    max_len = count_of(spec.engine_args.get("max_model_len")) or (facts.model.max_position if facts.model else None)
     space = space_for(
-        spec.space, version=facts.version, offered=facts.offered, device=facts.device, gpu=facts.gpu, max_len=max_len
+        spec.space,
+        version=facts.version,
+        offered=facts.offered,
+        device=facts.device,
+        gpu=facts.gpu,
+        max_len=_max_len(spec, facts),
     )
     return space.without({name: value for name, value in spec.engine_args.items() if name in space.names})
+
+
+def _check_fits(spec: StudySpec, facts: Facts, space: Space) -> None:
+    """Weights that no config can make fit are said at once."""
+    if facts.gpu is None or facts.model is None or "quantization" in {*spec.engine_args, *space.names}:
+        return
+    share_bytes = facts.model.weight_bytes // spec.tensor_parallel
+    if share_bytes >= facts.gpu.vram_bytes:
+        problem = f"{share_bytes / GIB:.0f} GiB of weights on each GPU, but {facts.gpu.name} has "
+        fix = "Split the model over more GPUs, or take a larger one."
+        raise SpecError("--tensor-parallel", spec.tensor_parallel, f"{problem}{facts.gpu.vram_bytes / GIB:.0f}", fix)
+
+
+def _check_lengths(spec: StudySpec, facts: Facts, requests: Sequence[Request]) -> None:
+    """Requests that every config would refuse are said before an engine is started for them."""
+    longest = _max_len(spec, facts)
+    over = [r for r in requests if longest is not None and r.prompt_tokens + r.output_tokens > longest]
+    if over:
+        problem = f"{len(over)} of {len(requests)} requests are longer than the {longest} tokens that are served"
+        fix = "Shorten them, or raise --engine-arg max_model_len where the model allows it."
+        raise SpecError("--workload", spec.workload, problem, fix)
+
+
+def _max_len(spec: StudySpec, facts: Facts) -> int | None:
+    """The longest sequence [tokens] that can be served, None where it isn't known."""
+    return count_of(spec.engine_args.get("max_model_len")) or (facts.model.max_position if facts.model else None)
 
 
 def _repair_context(spec: StudySpec, facts: Facts, requests: Sequence[Request]) -> RepairContext:

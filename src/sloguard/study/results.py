@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sloguard.contract import Check
-from sloguard.optim.base import Goal, best, violation
+from sloguard.optim.base import Goal, best
 from sloguard.trial import Crashed, Measured, Refused, Trial, Value
 
 EQUAL = {("quantization", "fp16", None)}  # (knob, asked, ran): the paper's word for "not quantised"
@@ -34,7 +34,7 @@ class Results:
     def closest(self) -> Trial | None:
         """Where nothing is feasible: the measured trial that misses least."""
         measured = [t for t in self.trials if isinstance(t.outcome, Measured)]
-        return min(measured, key=lambda t: (violation(t), t.number), default=None)
+        return min(measured, key=lambda t: (_distance(t), t.number), default=None)
 
     @property
     def feasible(self) -> int:
@@ -128,6 +128,13 @@ def _same(name: str, asked: Value, ran: Value) -> bool:
     if isinstance(asked, float) and isinstance(ran, int | float):
         return abs(asked - ran) < 1e-6
     return asked == ran or (name, asked, ran) in EQUAL
+
+
+def _distance(trial: Trial) -> tuple[int, float]:
+    """How far from feasible: promises that lost requests broke altogether, then how far the others are missed."""
+    checks = trial.outcome.verdict.checks if isinstance(trial.outcome, Measured) else ()
+    missed = [check.excess for check in checks if check.excess > 0]
+    return missed.count(float("inf")), sum(excess for excess in missed if excess < float("inf"))
 
 
 def binding_check(trial: Trial | None) -> Check | None:

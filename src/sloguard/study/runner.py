@@ -22,7 +22,7 @@ from pathlib import Path
 from sloguard.contract import Contract, Metric
 from sloguard.crash import Crash, diagnose
 from sloguard.engine.base import Engine, OnPhase, ignore_phase
-from sloguard.errors import EngineCrash, SloguardError
+from sloguard.errors import EngineCrash, SloguardError, SpecError
 from sloguard.metrics import summarise
 from sloguard.optim.base import Exhausted, Optimizer
 from sloguard.request import Request
@@ -99,6 +99,7 @@ def run_study(
         trial_dir = log.directory / "trials" / f"{number:03d}"
         trial = _attempt(study, proposal, number, trial_dir, on_phase)
         _stop_if_nothing_can_run(trial, history, trial_dir)
+        _stop_if_the_default_is_invalid(trial)
         log.append(trial)
         history.append(trial)
         yield trial
@@ -169,6 +170,13 @@ def _stop_if_nothing_can_run(trial: Trial, history: Sequence[Trial], trial_dir: 
     measured = any(isinstance(t.outcome, Measured) for t in history)
     if fault is not None and (not measured or _environment_fault(history[-1]) is not None):
         raise EnvironmentFault(fault, trial_dir)
+
+
+def _stop_if_the_default_is_invalid(trial: Trial) -> None:
+    """What is wrong with a start without tuned knobs is wrong with the arguments that every start has."""
+    if not trial.proposed and isinstance(trial.outcome, Crashed) and trial.outcome.crash.cause == "config_invalid":
+        crash = trial.outcome.crash
+        raise SpecError("--engine-arg", crash.line, "the engine rejects what every trial starts with", crash.hint)
 
 
 def _environment_fault(trial: Trial) -> Crash | None:
