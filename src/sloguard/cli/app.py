@@ -44,7 +44,9 @@ def _options(
 
 
 def main() -> None:
-    """Exit codes: 0 done, 2 bad input or a fault of the machine, 3 nothing feasible (`tune`), 130 interrupted (143: SIGTERM)."""
+    """Exit codes: 0 done, 2 bad input or a fault of the machine, 3 nothing feasible (`tune`), 128 + the signal that
+    interrupted it (130: Ctrl-C).
+    """
     ended: list[int] = []
 
     def interrupt(signum: int, frame: FrameType | None) -> NoReturn:
@@ -68,10 +70,8 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
     if code == EXIT_INTERRUPTED:
-        _fail(
-            "interrupted. The trials of a `tune` are on disk; --resume goes on from there.",
-            128 + ended[0] if ended else EXIT_INTERRUPTED,
-        )
+        message = "interrupted. The trials of a `tune` are on disk; --resume goes on from there."
+        _fail(message, 128 + ended[0] if ended else EXIT_INTERRUPTED)
     sys.exit(code or 0)
 
 
