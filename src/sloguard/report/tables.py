@@ -104,9 +104,8 @@ def _infeasible(results: Results) -> Text:
     closest, check = results.closest, binding_check(results.closest)
     if closest is None or check is None:
         return Text(f"No config served: all {len(results.trials)} trials failed.", "bold red")
-    missed = (
-        [c for c in closest.outcome.verdict.checks if c.excess > 0] if isinstance(closest.outcome, Measured) else []
-    )
+    checks = closest.outcome.verdict.checks if isinstance(closest.outcome, Measured) else ()
+    missed = [c for c in checks if c.excess > 0]
     kept = [f"{c.limit.metric.upper()} {c.measured_s * 1000:.0f} ms" for c in missed if c.measured_s not in (None, INF)]
     would = f" It would keep {' and '.join(kept)}." if len(kept) == len(missed) else " It loses requests."
     text = f"No config keeps the promise. Closest: trial {closest.number}; binding: {check_text(check)}.{would}"
