@@ -8,11 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from demo_model import VLLM_PYTHON, needs_vllm
-from sloguard.engine.processes import RUN_ID, STATE_DIR
+from procs import alive_with
+from sloguard.engine.processes import STATE_DIR
 from sloguard.engine.vllm_server import VllmServer, free_port
 
 pytestmark = [pytest.mark.vllm, needs_vllm]
@@ -62,16 +62,9 @@ def test_every_config_of_the_space_is_tried_once_and_real_crashes_are_named(stud
 
 
 def test_no_engine_is_left(study: Path) -> None:
-    for record in study.glob("trials/*/run.json"):
-        run_id = json.loads(record.read_text())["run_id"]
-        assert not [p for p in psutil.process_iter() if _run_id(p) == run_id]
-
-
-def _run_id(process: psutil.Process) -> str | None:
-    try:
-        return process.environ().get(RUN_ID)
-    except psutil.Error:
-        return None
+    records = [json.loads(path.read_text()) for path in study.glob("trials/*/run.json")]
+    assert len(records) == 4
+    assert not [pid for record in records for pid in alive_with(record["run_id"])]
 
 
 def test_best_yaml_starts_a_server(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

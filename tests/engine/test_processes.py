@@ -14,8 +14,9 @@ from types import FrameType
 import psutil
 import pytest
 
+from procs import alive_with
 from sloguard.engine import processes
-from sloguard.engine.processes import RUN_ID, STATE_DIR, Exit, Server, reap_orphans, state_dir
+from sloguard.engine.processes import STATE_DIR, Exit, Server, reap_orphans, state_dir
 from sloguard.errors import SpecError
 
 PYTHON = sys.executable
@@ -72,20 +73,6 @@ def until(condition: Callable[[], bool]) -> None:
 
 def lines(path: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
-
-
-def alive_with(run_id: str) -> list[int]:
-    """An oracle of its own: reads /proc, not psutil."""
-    marker = f"{RUN_ID}={run_id}".encode()
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if marker in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-    return found
 
 
 def runs(pid: int) -> bool:

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from demo_model import VLLM_PYTHON, needs_vllm
+from procs import alive_with
 from sloguard.crash import diagnose
 from sloguard.engine.base import Run, Timeouts
 from sloguard.engine.processes import RUN_ID, STATE_DIR, reap_orphans
@@ -49,21 +50,7 @@ def requests(count: int, gap_s: float, output_tokens: int) -> list[Request]:
 
 
 def left_of(trial: Path) -> list[int]:
-    """Processes that carry the trial's run id, read from /proc."""
-    marker = f"{RUN_ID}={json.loads((trial / 'run.json').read_text())['run_id']}".encode()
-    return with_marker(marker)
-
-
-def with_marker(marker: bytes) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if marker in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-    return found
+    return alive_with(json.loads((trial / "run.json").read_text())["run_id"])
 
 
 def shared_memory() -> set[str]:
@@ -208,9 +195,9 @@ def test_a_killed_sloguard_leaves_nothing_after_the_next_start(demo_tiny: Path, 
                 break
         owner.kill()
     (record,) = (tmp_path / "state" / "processes").glob("*.jsonl")
-    marker = f"{RUN_ID}={json.loads(record.read_text().splitlines()[0])['run_id']}".encode()
+    run_id = json.loads(record.read_text().splitlines()[0])["run_id"]
     time.sleep(1)
-    assert len(with_marker(marker)) >= 3  # the API server, the engine core and its worker live on
+    assert len(alive_with(run_id)) >= 3  # the API server, the engine core and its worker live on
     (orphan,) = reap_orphans()
     assert orphan.trial_dir == str(tmp_path / "trial")
-    assert with_marker(marker) == []
+    assert alive_with(run_id) == []

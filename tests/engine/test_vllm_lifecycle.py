@@ -12,9 +12,10 @@ from typing import Literal
 
 import pytest
 
+from procs import alive_with
 from sloguard.engine import gpu_memory, vllm, vllm_server
 from sloguard.engine.base import EngineSetup, Timeouts
-from sloguard.engine.processes import RUN_ID, STATE_DIR, Orphan
+from sloguard.engine.processes import STATE_DIR, Orphan
 from sloguard.engine.vllm import VllmEngine
 from sloguard.engine.vllm_install import find_vllm
 from sloguard.errors import EngineCrash, SpecError
@@ -56,16 +57,8 @@ def record(tmp_path: Path) -> dict[str, object]:
     return json.loads((tmp_path / "trial" / "run.json").read_text())
 
 
-def left(tmp_path: Path) -> list[str]:
-    marker = f"{RUN_ID}={record(tmp_path)['run_id']}".encode()
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and marker in (entry / "environ").read_bytes().split(b"\0"):
-                found.append(entry.name)
-        except OSError:
-            continue
-    return found
+def left(tmp_path: Path) -> list[int]:
+    return alive_with(record(tmp_path)["run_id"])
 
 
 def crash(engine: VllmEngine, tmp_path: Path) -> EngineCrash:
