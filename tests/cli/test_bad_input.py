@@ -11,6 +11,7 @@ import pytest
 from sloguard.cli.app import main
 from sloguard.study.log import StudyLog
 from sloguard.study.spec import StudySpec
+from sloguard.trial import Config, Refused, Trial
 
 TUNE = "tune --engine sim --gpu A100-40GB --model Qwen/Qwen2-1.5B --slo-ttft-p99 500 --out {out}"
 ENDPOINT = "tune --engine endpoint --model m --slo-ttft-p99 500 --out {out}"
@@ -130,6 +131,7 @@ def files(tmp_path: Path) -> Path:
     log = StudyLog(tmp_path / "study")
     with log.writer():
         log.append_header({"spec": spec.to_json(), "engine": {}})
+        log.append(Trial(1, Config(), Config(), Refused("no room"), 0.0))
     return tmp_path
 
 

@@ -97,6 +97,12 @@ def test_a_study_can_go_on_with_a_larger_budget(whole: Path, tmp_path: Path) -> 
     assert len(records(out)) == 6
 
 
+def test_a_start_that_failed_at_once_is_not_in_the_way_of_the_next(tmp_path: Path) -> None:
+    (tmp_path / "study.jsonl").write_text('{"kind":"header","schema":1,"spec":{"seed":9},"engine":{}}\n')
+    assert tune(tmp_path, budget=2).returncode in (0, 3)
+    assert len(records(tmp_path)) == 3
+
+
 def test_interrupted_it_ends_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
     out = tmp_path / "study"
     command = [sys.executable, "-m", "sloguard", *STUDY, "--budget", "5000", "--out", str(out)]

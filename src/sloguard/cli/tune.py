@@ -124,17 +124,20 @@ def _check_target(log: StudyLog, resume: bool) -> None:
     """Before anything slow: an existing study is never overwritten, and a resumed one must be readable."""
     if log.directory.exists() and not log.directory.is_dir():
         raise SpecError("--out", str(log.directory), "is a file", "Give a directory; it is made if it doesn't exist.")
-    if not log.exists():
+    if not log.exists() or not log.trials():
         return
     if not resume:
         fix = "Add --resume to go on with it, or choose another directory."
         raise SpecError("--out", str(log.directory), "already holds a study", fix)
-    log.trials()
 
 
 def _open(log: StudyLog, spec: StudySpec, study: Study) -> None:
-    """Writes the header of a new study; holds an old one's against `spec`. Raises SpecError where they differ."""
-    if not log.exists():
+    """Writes the header of a new study; holds an old one's against `spec`. Raises SpecError where they differ.
+
+    A header without a trial is what a start that failed at once left: there is nothing in it to go on with.
+    """
+    if not log.exists() or not log.trials():
+        log.clear()
         header = {"spec": spec.to_json(), "spec_digest": spec.digest, "sloguard": __version__}
         log.append_header({**header, "engine": study.engine.describe()})
         return

@@ -95,6 +95,11 @@ class StudyLog:
             problem = f"can't be written ({error.strerror or error}). Choose another --out, or make room."
             raise LogError(f"{self.directory}: {problem}") from error
 
+    def clear(self) -> None:
+        """Removes a log that holds no trial."""
+        with self._writing():
+            self.path.unlink(missing_ok=True)
+
     def append_header(self, header: dict[str, Any]) -> None:
         self._append({"kind": "header", "schema": SCHEMA, **header})
         _fsync_directory(self.directory)
