@@ -165,3 +165,10 @@ def test_less_asked_never_fits_worse(
         {"gpu_memory_utilization": 1.0},
     ):
         assert fits({**config, **easier}, model, GPUS[gpu]).ok
+
+
+def test_weights_left_in_the_hosts_memory_are_not_held_against_the_gpu() -> None:
+    model, gpu = MODELS["meta-llama/Llama-3.1-70B"], GPUS["A100-80GB"]
+    short: dict[str, Value] = {"max_model_len": 4096, "max_num_batched_tokens": 4096}
+    assert not fits(short, model, gpu).ok
+    assert fits(short, model, gpu, fixed={"cpu_offload_gb": 80}).ok

@@ -27,15 +27,12 @@ def trial_line(trial: Trial, goal: Goal) -> Text:
     match trial.outcome:
         case Measured(summary=summary, verdict=verdict):
             status = "feasible" if trial.feasible else str(verdict.judgement)
-            lost = f"{summary.offered - summary.completed} of {summary.offered} requests lost"
-            what = ", ".join(
-                [
-                    f"{score_text(goal.score(trial), goal)}  {check_text(verdict.checks[0])}",
-                    *map(check_text, verdict.checks[1:]),
-                    *([lost] if summary.completed < summary.offered else []),
-                    *(["CLIENT-LIMITED"] if summary.client_limited else []),
-                ]
-            )
+            remarks = [check_text(check) for check in verdict.checks]
+            if summary.completed < summary.offered:
+                remarks.append(f"{summary.offered - summary.completed} of {summary.offered} requests lost")
+            if summary.client_limited:
+                remarks.append("CLIENT-LIMITED")
+            what = f"{score_text(goal.score(trial), goal)}  {', '.join(remarks)}"
             style = STYLES[verdict.judgement]
         case Crashed(crash=crash):
             status, what, style = "crashed", f"{crash.category}/{crash.cause}: {crash.line}", "red"

@@ -84,12 +84,18 @@ def fits(
             "gpu_memory_utilization", share, "not a share of the GPU's memory", "Give a number up to 1, e.g. 0.9"
         )
     needed = {
-        "weights": loaded.weight_bytes // (tp * stages),
+        "weights": max(0, loaded.weight_bytes // (tp * stages) - _offloaded_bytes(given)),
         "activations": _activation_bytes(loaded, given, tp),
         "kv_cache": kv,
     }
     where = f"is {share:g} of the {gpu.vram_bytes / GIB:.1f} GiB of {gpu.name}"
     return _judged(needed, int(share * gpu.vram_bytes), max_len, where)
+
+
+def _offloaded_bytes(given: Mapping[str, Value]) -> int:
+    """Weights that each GPU leaves in the host's memory (`--cpu-offload-gb`, GiB a GPU)."""
+    offloaded = given.get("cpu_offload_gb")
+    return int(offloaded * GIB) if isinstance(offloaded, int | float) and not isinstance(offloaded, bool) else 0
 
 
 def _judged(needed: dict[str, int], available: int, max_len: int, where: str) -> Fit:

@@ -13,6 +13,7 @@ from sloguard.perf.gpus import GIB
 from sloguard.registry import load
 from sloguard.request import Request
 from sloguard.space.flags import count_of
+from sloguard.space.memory import fits
 from sloguard.space.repair import RepairContext, refusal, repair
 from sloguard.space.space import Space
 from sloguard.space.vllm import space_for
@@ -21,6 +22,9 @@ from sloguard.study.spec import StudySpec
 from sloguard.trial import Config
 from sloguard.workload.arrivals import Scaling
 from sloguard.workload.scenarios import build_requests
+
+# Where one of these is tuned, what a GPU holds of the weights differs from config to config.
+WEIGHT_KNOBS = {"quantization", "tensor_parallel_size", "pipeline_parallel_size", "cpu_offload_gb"}
 
 
 def build_study(spec: StudySpec, api_key: str | None = None) -> Study:
@@ -91,10 +95,11 @@ def _space(spec: StudySpec, facts: Facts) -> Space:
 
 
 def _check_fits(spec: StudySpec, facts: Facts, space: Space) -> None:
-    """Weights that no config can make fit are said at once."""
-    if facts.gpu is None or facts.model is None or "quantization" in {*spec.engine_args, *space.names}:
+    """Weights that no config can make fit are said at once, by the guard's own reckoning."""
+    if facts.gpu is None or facts.model is None or WEIGHT_KNOBS & set(space.names):
         return
-    share_bytes = facts.model.weight_bytes // spec.tensor_parallel
+    fit = fits({}, facts.model, facts.gpu, spec.tensor_parallel, fixed=spec.engine_args, version=facts.version)
+    share_bytes = fit.needed_bytes.get("weights", 0)
     if share_bytes >= facts.gpu.vram_bytes:
         problem = f"{share_bytes / GIB:.0f} GiB of weights on each GPU, but {facts.gpu.name} has "
         fix = "Split the model over more GPUs, or take a larger one."
