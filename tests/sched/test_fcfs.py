@@ -5,11 +5,15 @@ from collections import deque
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sloguard.perf.batch_time import BatchTime, Piece
 from sloguard.sched.fcfs import Fcfs
 from sloguard.sched.job import Job
 from sloguard.sched.kv import KvCache
+from sloguard.sched.lengths import Oracle
 from sloguard.sched.plan import Plan
 from sloguard.sched.policy import Limits, View
+
+INSTANT = BatchTime((Piece(0.0, 0.0, 0.0, 0.0, 0.0),))
 
 
 def limits(seqs: int = 8, tokens: int = 64, **more: object) -> Limits:
@@ -30,7 +34,7 @@ def running(kv: KvCache, *prompts: int, decoding: bool = True) -> list[Job]:
 
 
 def plan(kv: KvCache, run: list[Job], wait: deque[Job], bounds: Limits) -> Plan:
-    return Fcfs().plan(0.0, View(run, wait, kv, bounds))
+    return Fcfs().plan(0.0, View(run, wait, kv, bounds, INSTANT, Oracle()))
 
 
 def test_decodes_come_first_then_prompts_up_to_the_budget_the_last_one_cut():

@@ -6,8 +6,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from sloguard.perf.batch_time import StepTime
 from sloguard.sched.job import Job
 from sloguard.sched.kv import KvCache
+from sloguard.sched.lengths import Lengths
 from sloguard.sched.plan import Plan
 
 
@@ -27,21 +29,41 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Speculation:
+    """What the engine can draft: up to `max_draft_tokens` a decode, each accepted with this probability if all before
+    it were. `acceptance` is as measured so far.
+    """
+
+    max_draft_tokens: int
+    acceptance: float
+
+
+@dataclass(frozen=True, slots=True)
 class View:
     """What a policy sees. `running` in order of admission, `waiting` in order of the queue.
 
     `kv` is live: a policy places its tokens in it in order, because what fits next depends on what was placed before.
+    `time` and `lengths` predict; whoever drives the policy corrects them by what it observes. `speculation` is None
+    where the engine drafts nothing.
     """
 
     running: Sequence[Job]
     waiting: Collection[Job]
     kv: KvCache
     limits: Limits
+    time: StepTime
+    lengths: Lengths
+    speculation: Speculation | None = None
 
 
 class Policy(Protocol):
-    """No clock, no I/O, no randomness: equal views at equal times give equal plans."""
+    """No clock, no I/O, no randomness: an object fed equal views at equal times makes equal plans."""
 
     def plan(self, now_s: float, view: View) -> Plan:
         """Which tokens run next. Every job in `tokens` has KV room for them; evicted jobs have given theirs back."""
         ...
+
+
+POLICIES = {
+    "vllm": "sloguard.sched.fcfs:Fcfs",
+}

@@ -14,6 +14,7 @@ from itertools import repeat
 from sloguard.perf.batch_time import Batch, BatchTime
 from sloguard.sched.job import Job
 from sloguard.sched.kv import KvCache
+from sloguard.sched.lengths import Lengths, Oracle
 from sloguard.sched.plan import Plan
 from sloguard.sched.policy import Limits, Policy, View
 from sloguard.sim.kernel import Kernel
@@ -42,6 +43,7 @@ class Replica:
             raise ValueError(f"{kv.capacity_tokens} KV tokens can't hold one sequence of {limits.max_model_len}")
         self.kernel, self.policy, self.limits, self.kv = kernel, policy, limits, kv
         self.batch_time = batch_time
+        self.lengths: Lengths = Oracle()
         self.waiting: deque[Job] = deque()
         self.running: dict[str, Job] = {}
         self.steps = 0
@@ -74,7 +76,7 @@ class Replica:
         for job_id in self._aborted & self.running.keys():
             self.kv.release(self.running.pop(job_id))
         self._aborted.clear()
-        view = View(list(self.running.values()), self.waiting, self.kv, self.limits)
+        view = View(list(self.running.values()), self.waiting, self.kv, self.limits, self.batch_time, self.lengths)
         plan = self.policy.plan(self.kernel.now_s, view)
         self._apply(plan)
         if not plan.tokens:
@@ -123,6 +125,8 @@ class Replica:
             if job.computed_tokens < job.prompt_tokens + job.generated_tokens or job_id in self._aborted:
                 continue
             job.generated_tokens += 1
+            if job.first_token_s is None:
+                job.first_token_s = self.kernel.now_s
             if job.generated_tokens >= job.output_tokens:
                 self.kv.release(job)
                 del self.running[job_id]

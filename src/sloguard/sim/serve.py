@@ -110,6 +110,10 @@ def _job(call: _Call, now_s: float, block_tokens: int) -> Job:
         output_tokens=stage.output_tokens,
         stream=request.id,
         prefix_keys=shared_keys(request, prompt_tokens, block_tokens),
+        ttft_s=stage.slo.ttft_s,
+        tpot_s=stage.slo.tpot_s,
+        app=f"{request.slo_class}/{stage.kind}",
+        stages_left=len(request.stages) - number - 1,
     )
 
 
