@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paths import SHARED_DATA, needs_shared_data
-from sloguard.perf.batch_time import Batch, BatchTime, Piece
+from sloguard.perf.batch_time import MAX_TOKENS, Batch, BatchTime, Piece
 from sloguard.perf.coefficients import COEFFICIENTS, batch_time, coefficients_for, predicted_pieces
 from sloguard.perf.fit import Sample, fit, residuals
 from sloguard.perf.gpus import GPUS
@@ -21,6 +21,31 @@ TWO = BatchTime((READING, COMPUTING))
 
 chunks = st.lists(st.tuples(st.integers(1, 4096), st.integers(0, 8192)), max_size=4).map(tuple)
 batches = st.builds(Batch, chunks, st.integers(0, 512), st.integers(0, 500_000))
+
+per_token = st.sampled_from([0.0, 1e-6, 7.3e-6, 1e-4])
+pieces = st.builds(Piece, st.sampled_from([0.0, 1e-3, 8.1e-3]), per_token, per_token, st.just(1e-8), per_token)
+models = st.builds(
+    BatchTime,
+    st.lists(pieces, min_size=1, max_size=3).map(tuple),
+    cpu_step_s=st.sampled_from([0.0, 2e-4]),
+    cpu_sequence_s=st.sampled_from([0.0, 5e-5]),
+    launch_s=st.sampled_from([0.0, 5e-3]),
+    draft_step_s=st.sampled_from([0.0, 3e-3]),
+    graph_sizes=st.sets(st.integers(1, 300), max_size=6).map(lambda sizes: tuple(sorted(sizes))),
+)
+others = st.fixed_dictionaries(
+    {
+        "decodes": st.integers(0, 200),
+        "kv_tokens": st.integers(0, 100_000),
+        "context_tokens": st.integers(0, 5000),
+        "draft_tokens": st.integers(0, 100),
+        "draft_steps": st.integers(0, 5),
+    }
+)
+
+
+def one_chunk(tokens: int, decodes: int, kv_tokens: int, context_tokens: int, draft_tokens: int, draft_steps: int):
+    return Batch(((tokens, context_tokens),) if tokens else (), decodes, kv_tokens, draft_tokens, draft_steps)
 
 
 def test_larger_of_the_pieces_counts():
@@ -34,6 +59,32 @@ def test_more_work_never_takes_less_time(batch: Batch):
     for row in COEFFICIENTS:
         model = BatchTime(row.pieces)
         assert model.seconds(more) >= model.seconds(batch) > 0
+
+
+@given(models, others, st.integers(0, 400), st.floats(0.5, 1.5))
+def test_the_inverse_is_the_largest_chunk_within_the_budget(
+    model: BatchTime, others: dict[str, int], n: int, off: float
+):
+    exact_s = model.seconds(one_chunk(n, **others))
+    for budget_s in (exact_s, exact_s * off):
+        found = model.inverse(budget_s, **others)
+        fitting = [t for t in range(1, 450) if model.seconds(one_chunk(t, **others)) <= budget_s]
+        assert fitting == list(range(1, min(found, 449) + 1))
+        if found:
+            assert model.seconds(one_chunk(found, **others)) <= budget_s
+        assert found == MAX_TOKENS or model.seconds(one_chunk(found + 1, **others)) > budget_s
+
+
+@given(models, others, st.floats(0.0, 1.0), st.floats(0.0, 1.0))
+def test_a_larger_budget_never_holds_less(model: BatchTime, others: dict[str, int], one_s: float, other_s: float):
+    less_s, more_s = sorted((one_s, other_s))
+    assert model.inverse(less_s, **others) <= model.inverse(more_s, **others)
+
+
+@given(models, st.integers(0, 300), st.integers(0, 1_000_000), st.integers(0, 40))
+def test_a_run_of_decodes_takes_what_its_steps_take_one_by_one(model: BatchTime, decodes: int, kv: int, steps: int):
+    one_by_one = [model.seconds(Batch((), decodes, kv + step * decodes)) for step in range(steps)]
+    assert model.decode_run_s(decodes, kv, steps).tolist() == one_by_one
 
 
 def test_a_prompt_in_chunks_has_the_attention_of_the_whole():

@@ -1,10 +1,12 @@
-"""Our FCFS takes vLLM's own decisions, step for step: the real scheduler class beside ours on random loads."""
+"""Our `vllm` and `vllm-priority` take vLLM's own decisions, step for step: the real scheduler class beside ours."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +15,19 @@ import pytest
 
 from paths import REPO
 from sloguard.perf.batch_time import BatchTime, Piece
-from sloguard.request import Prefix, Request, Stage
 from sloguard.sched.fcfs import Fcfs
+from sloguard.sched.job import Job
 from sloguard.sched.kv import KvCache
 from sloguard.sched.plan import Plan
-from sloguard.sched.policy import Limits, View
+from sloguard.sched.policy import Limits, Policy, View
+from sloguard.sched.priority import Priority
 from sloguard.sim.kernel import Kernel
-from sloguard.sim.replica import OnTokens, Replica
-from sloguard.sim.serve import simulate
+from sloguard.sim.replica import Replica
 
 VLLM_PYTHON = Path(os.environ.get("SLOGUARD_TEST_VLLM_PYTHON", REPO / ".venv-vllm" / "bin" / "python"))
 BLOCK = 16
-CASES = 60
+CASES = 500  # of each policy
+ONE_SECOND = BatchTime((Piece(1.0, 0.0, 0.0, 0.0, 0.0),))
 
 pytestmark = [
     pytest.mark.vllm,
@@ -33,7 +36,7 @@ pytestmark = [
 
 
 def random_case(rng: np.random.Generator) -> dict[str, Any]:
-    """Small enough that memory, budget and sequence limits all bind now and then."""
+    """Small enough that memory, budget and sequence limits all bind now and then; steps at which many arrive."""
     blocks = int(rng.integers(20, 80))
     longest = min(512, (blocks - 1) * BLOCK)
     chunked = bool(rng.random() < 0.7)
@@ -49,6 +52,7 @@ def random_case(rng: np.random.Generator) -> dict[str, Any]:
                 "output": int(rng.integers(1, max(2, min(80, longest - prompt)))),
                 "family": int(rng.integers(0, 3)),
                 "shared_blocks": int(rng.integers(0, 5)) if prompt >= 5 * BLOCK else 0,
+                "priority": int(rng.integers(0, 3)),
             }
         )
     return {
@@ -65,18 +69,35 @@ def random_case(rng: np.random.Generator) -> dict[str, Any]:
 
 
 class Recorder:
-    def __init__(self) -> None:
+    """A policy that is asked at each step, what it decided, and how often which of its rules came into play."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
         self.seen: list[Any] = []
+        self.counts: Counter[str] = Counter()
 
     def plan(self, now_s: float, view: View) -> Plan:
-        made = Fcfs().plan(now_s, view)
+        made = self.policy.plan(now_s, view)
         if made.tokens or made.evict:
-            tokens = {name.removesuffix("/0"): n for name, n in made.tokens.items()}
-            self.seen.append([tokens, sorted(name.removesuffix("/0") for name in made.evict)])
-        return made
+            self.seen.append([[list(pair) for pair in made.tokens.items()], sorted(made.evict)])
+            self.count(made, view)
+        return replace(made, holds_until_s=float("-inf"))
+
+    def count(self, made: Plan, view: View) -> None:
+        left = {job.id: job.remaining_tokens for job in view.running}
+        queue = [job.id for job in view.waiting]
+        left |= {job.id: job.known_tokens - made.admit.get(job.id, 0) for job in view.waiting}
+        self.counts["steps"] += 1
+        self.counts["evictions"] += len(made.evict)
+        self.counts["evictions of others than the last"] += list(made.evict) != list(left)[: len(view.running)][
+            -1 : -1 - len(made.evict) : -1
+        ]
+        self.counts["chunks"] += sum(n < left[name] for name, n in made.tokens.items())
+        self.counts["prefix hits"] += sum(cached > 0 for cached in made.admit.values())
+        self.counts["overtakings"] += list(made.admit) != queue[: len(made.admit)]
 
 
-def our_decisions(case: dict[str, Any]) -> list[Any]:
+def our_decisions(case: dict[str, Any], recorder: Recorder) -> list[Any]:
     limits = Limits(
         max_num_seqs=case["max_num_seqs"],
         max_num_batched_tokens=case["max_num_batched_tokens"],
@@ -85,28 +106,26 @@ def our_decisions(case: dict[str, Any]) -> list[Any]:
         long_prefill_token_threshold=case["long_prefill_token_threshold"],
         watermark_blocks=int(case["watermark"] * case["blocks"]),
     )
-    recorder = Recorder()
-
-    def replica(kernel: Kernel, on_tokens: OnTokens) -> Replica:
-        kv = KvCache(case["blocks"] - 1, BLOCK, case["enable_prefix_caching"])  # vLLM keeps one as a placeholder
-        one_second = BatchTime((Piece(1.0, 0.0, 0.0, 0.0, 0.0),))
-        return Replica(kernel, recorder, limits, kv, one_second, on_tokens)
-
-    simulate([our_request(i, row) for i, row in enumerate(case["requests"])], replica)
+    kernel = Kernel()
+    kv = KvCache(case["blocks"] - 1, BLOCK, case["enable_prefix_caching"])  # vLLM keeps one as a placeholder
+    replica = Replica(kernel, recorder, limits, kv, ONE_SECOND, lambda *_: None)
+    for number, row in enumerate(case["requests"]):
+        job = Job(
+            id=str(number),
+            arrival_s=float(row["step"]),
+            prompt_tokens=row["prompt"],
+            output_tokens=row["output"],
+            prefix_keys=tuple(100 * row["family"] + i for i in range(row["shared_blocks"])),
+            priority=row["priority"],
+        )
+        kernel.at(job.arrival_s, lambda job=job: replica.submit(job))
+    kernel.run()
     return recorder.seen
 
 
-def our_request(number: int, row: dict[str, int]) -> Request:
-    ids = tuple(100 * row["family"] + j for j in range(row["shared_blocks"]))
-    prefix = Prefix(ids, BLOCK) if ids else None
-    return Request(str(number), float(row["step"]), (Stage(row["prompt"], row["output"]),), prefix=prefix)
-
-
-def test_every_decision_is_vllms():
-    rng = np.random.default_rng(7)
-    cases = [random_case(rng) for _ in range(CASES)]
+def their_decisions(policy: str, cases: list[dict[str, Any]]) -> list[Any]:
     answer = subprocess.run(
-        [str(VLLM_PYTHON), str(Path(__file__).with_name("vllm_decisions.py"))],
+        [str(VLLM_PYTHON), str(Path(__file__).with_name("vllm_decisions.py")), policy],
         input=json.dumps(cases),
         capture_output=True,
         text=True,
@@ -115,12 +134,17 @@ def test_every_decision_is_vllms():
     )
     lines = [line for line in answer.stdout.splitlines() if line.startswith("DECISIONS ")]
     assert lines, answer.stderr[-3000:]
-    theirs = json.loads(lines[0].removeprefix("DECISIONS "))
-    steps = evictions = 0
-    for case, real in zip(cases, theirs, strict=True):
-        ours = our_decisions(case)
-        assert ours == real, case
-        steps += len(real)
-        evictions += sum(bool(evicted) for _, evicted in real)
-    assert steps > 1000
-    assert evictions > 20
+    return json.loads(lines[0].removeprefix("DECISIONS "))
+
+
+@pytest.mark.parametrize(("name", "policy", "seed"), [("fcfs", Fcfs(), 7), ("priority", Priority(), 8)])
+def test_every_decision_is_vllms(name: str, policy: Policy, seed: int):
+    rng = np.random.default_rng(seed)
+    cases = [random_case(rng) for _ in range(CASES)]
+    counts: Counter[str] = Counter()
+    for case, theirs in zip(cases, their_decisions(name, cases), strict=True):
+        recorder = Recorder(policy)
+        assert our_decisions(case, recorder) == theirs, case
+        counts += recorder.counts
+    print(counts)
+    assert counts["steps"] > 100_000

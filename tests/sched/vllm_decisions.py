@@ -1,7 +1,8 @@
 """Drives vLLM's real scheduler, without a model, through the cases on stdin; prints its decisions. Not a test itself.
 
-Run by `test_vllm_equivalence.py` with the Python of an environment that has vLLM. Each case: limits and requests, which
-arrive at step numbers; each answer: [[tokens by request, evicted requests], ...] of the steps that did anything.
+Run by `test_vllm_equivalence.py` with the Python of an environment that has vLLM; its argument is vLLM's scheduling
+policy. Each case: limits and requests, which arrive at step numbers; each answer, of the steps that did anything:
+[[[request, tokens] in the order they were placed, evicted requests], ...].
 """
 
 from __future__ import annotations
@@ -41,10 +42,11 @@ TINY = {
 }
 
 
-def scheduler(case: dict[str, Any], model_dir: str) -> Scheduler:
+def scheduler(policy: str, case: dict[str, Any], model_dir: str) -> Scheduler:
     config = VllmConfig(
         model_config=ModelConfig(model=model_dir, skip_tokenizer_init=True, max_model_len=case["max_model_len"]),
         scheduler_config=SchedulerConfig(
+            policy=policy,
             max_num_seqs=case["max_num_seqs"],
             max_num_batched_tokens=case["max_num_batched_tokens"],
             max_model_len=case["max_model_len"],
@@ -80,11 +82,12 @@ def request(number: int, row: dict[str, int], hasher: Any) -> Request:
         pooling_params=None,
         block_hasher=hasher,
         arrival_time=float(row["step"]),
+        priority=row["priority"],
     )
 
 
-def decisions(case: dict[str, Any], model_dir: str) -> list[Any]:
-    engine = scheduler(case, model_dir)
+def decisions(policy: str, case: dict[str, Any], model_dir: str) -> list[Any]:
+    engine = scheduler(policy, case, model_dir)
     hasher = get_request_block_hasher(BLOCK, sha256) if case["enable_prefix_caching"] else None
     coming = sorted(enumerate(case["requests"]), key=lambda pair: pair[1]["step"])
     seen: list[Any] = []
@@ -95,7 +98,7 @@ def decisions(case: dict[str, Any], model_dir: str) -> list[Any]:
         made = engine.schedule()
         ids = list(made.num_scheduled_tokens)
         if ids or made.preempted_req_ids:
-            seen.append([dict(made.num_scheduled_tokens), sorted(made.preempted_req_ids or ())])
+            seen.append([list(made.num_scheduled_tokens.items()), sorted(made.preempted_req_ids or ())])
         known = {i: engine.requests[i] for i in ids}
         sampled = [
             [900_000_000 + 10_000 * int(i) + r.num_tokens] if r.num_computed_tokens >= r.num_tokens else []
@@ -113,7 +116,7 @@ def main() -> None:
     init_none_hash(sha256)
     with tempfile.TemporaryDirectory() as model_dir:
         (Path(model_dir) / "config.json").write_text(json.dumps(TINY))
-        answers = [decisions(case, model_dir) for case in json.load(sys.stdin)]
+        answers = [decisions(sys.argv[1], case, model_dir) for case in json.load(sys.stdin)]
     print("DECISIONS " + json.dumps(answers))
 
 

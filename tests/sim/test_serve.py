@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ class Watched:
         assert 0 <= view.kv.free_blocks <= view.kv.blocks
         self.computed += sum(made.tokens.values())
         self.evictions += len(made.evict)
-        return made
+        return replace(made, holds_until_s=float("-inf"))  # to be asked at every step
 
 
 def serve(
@@ -173,4 +174,4 @@ def test_keys_are_equal_exactly_where_the_text_is():
 
 def test_memory_must_hold_the_longest_sequence():
     with pytest.raises(ValueError, match="can't hold one sequence"):
-        Replica(Kernel(), Fcfs(), Limits(1, 64, 1024), KvCache(10), LINEAR, lambda jobs: None)
+        Replica(Kernel(), Fcfs(), Limits(1, 64, 1024), KvCache(10), LINEAR, lambda jobs, times_s: None)

@@ -155,7 +155,7 @@ class SimulatedEngine:
 
         def replica(kernel: Kernel, on_tokens: OnTokens) -> Replica:
             kv = KvCache(begun.memory.kv_blocks, settings.block_size, settings.enable_prefix_caching)
-            return Replica(kernel, Fcfs(), settings.limits(kv.blocks), kv, step_time, on_tokens, scale)
+            return Replica(kernel, Fcfs(), settings.limits(kv.blocks), kv, step_time, on_tokens, step_scale=scale)
 
         return simulate(requests, replica, request_timeout_s=self.timeouts.request_s)
 

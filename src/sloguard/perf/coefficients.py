@@ -24,18 +24,13 @@ from sloguard.perf.batch_time import BatchTime, Piece
 from sloguard.perf.gpus import GPUS, Gpu
 from sloguard.perf.model_shape import ModelShape
 from sloguard.perf.models import MODELS
+from sloguard.perf.roofline import predicted_pieces
 
 CPU_STEP_S = 0.2e-3
 CPU_SEQUENCE_S = 0.05e-3
 SYNCHRONOUS_STEP_S = 0.36e-3
 SYNCHRONOUS_SEQUENCE_S = 0.037e-3
 EAGER_LAUNCH_LAYER_S = 0.70e-3
-
-# A prediction from shape alone: shares of the datasheet's peaks that vLLM's kernels reach in the rows below.
-BANDWIDTH_SHARE = 0.72
-COMPUTE_SHARE = 0.80
-LAYER_FLOOR_S = 40e-6  # a layer's kernels at batch 1 beyond reading its weights: norms, activation, attention's start
-ALL_REDUCE_S = 12e-6  # one small all-reduce within a node (AIConfigurator, vLLM custom all-reduce in a graph)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,23 +164,6 @@ def coefficients_for(model: ModelShape, gpu: Gpu, tp: int) -> Coefficients:
             return row
     source = f"predicted from the shape of {model.name} and the datasheet of {gpu.name}"
     return Coefficients(gpu.name, model.name, tp, predicted_pieces(model, gpu, tp), source, None)
-
-
-def predicted_pieces(model: ModelShape, gpu: Gpu, tp: int) -> tuple[Piece, ...]:
-    """A roofline: weights and KV at a share of the bandwidth, arithmetic at a share of the peak."""
-    bandwidth = gpu.bandwidth_bytes_s * BANDWIDTH_SHARE
-    flops = gpu.flops * COMPUTE_SHARE * tp
-    layer_s = LAYER_FLOOR_S + (2 * ALL_REDUCE_S if tp > 1 else 0.0)
-    floor_s = model.layers * layer_s
-    read_s = model.weight_bytes / tp / bandwidth
-    token_s = 2 * (model.active_parameters - model.embedding_parameters) / flops
-    kv_s = model.kv_bytes_per_token_per_rank(tp) / bandwidth
-    pair_s = 4 * model.layers * model.heads * model.head_dim / flops  # q·k and p·v, 2 FLOP each per dimension
-    # While weights are read, half of the arithmetic hides behind it.
-    return (
-        Piece(floor_s + read_s, token_s / 2, token_s / 2, kv_s, 0.0),
-        Piece(floor_s + read_s / 2, token_s, token_s, kv_s, pair_s),
-    )
 
 
 def batch_time(

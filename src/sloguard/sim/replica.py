@@ -2,30 +2,101 @@
 
     submit -> waiting -> [plan -> step of T(batch) seconds -> tokens] -> done, until nothing runs or waits
 
-Requests that arrive during a step are seen by the plan after it. All tokens of a step appear when it ends.
+Requests that arrive during a step are seen by the plan after it, or with `async_lag` by the one after that, as vLLM's
+async scheduling plans a step while the one before it runs. All tokens of a step appear when it ends.
+
+A plan that holds (`Plan.holds_until_s`) is run for many steps at once: their instants are computed together, and
+whatever happens in between (an arrival, an abort, a router's look) first brings the replica up to that instant. The
+outcome is the one of asking at each step.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import bisect_left
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from itertools import repeat
+from dataclasses import dataclass, field
+from itertools import accumulate, islice, repeat
+from math import log
+
+import numpy as np
 
 from sloguard.perf.batch_time import Batch, BatchTime
-from sloguard.sched.job import Job
+from sloguard.perf.online import OnlineTime
+from sloguard.sched.job import Job, Tier
 from sloguard.sched.kv import KvCache
 from sloguard.sched.lengths import Lengths, Oracle
 from sloguard.sched.plan import Plan
-from sloguard.sched.policy import Limits, Policy, View
+from sloguard.sched.policy import Limits, Policy, Speculation, View
 from sloguard.sim.kernel import Kernel
 
-OnTokens = Callable[[list[Job]], None]
+OnTokens = Callable[[list[Job], list[float]], None]
+OnDecline = Callable[[Job], None]
+
+MAX_RUN_STEPS = 128  # computed at once; an arrival usually ends a run long before
+
+
+@dataclass(slots=True)
+class ReplicaStats:
+    """What a replica did, in sums."""
+
+    steps: int = 0
+    step_tokens: int = 0
+    evictions: int = 0
+    declined: int = 0
+    finished: Counter[Tier] = field(default_factory=Counter[Tier])
+    plan_s: list[float] = field(default_factory=list[float])  # of each decision, where a stopwatch was given
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """How deciding is timed. `stopwatch` reads seconds from anywhere; `charged` adds each decision to its step."""
+
+    stopwatch: Callable[[], float] | None = None
+    charged: bool = False
+    async_lag: bool = False
+
+
+@dataclass(slots=True)
+class _Drafts:
+    """A drafting model: what it offers, and what of it was accepted so far."""
+
+    offered: Speculation
+    rng: np.random.Generator
+    tried: float = 20.0  # the offered rate weighs as this many tries until there are measured ones
+    accepted: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.accepted = self.tried * self.offered.acceptance
+
+    def view(self) -> Speculation:
+        return Speculation(self.offered.max_draft_tokens, self.accepted / self.tried)
+
+    def verify(self, drafted: int) -> int:
+        """How many of the drafted tokens are accepted: each with the offered rate if all before it were."""
+        rate = self.offered.acceptance
+        accepted = drafted if rate >= 1 else min(drafted, int(log(1 - self.rng.random()) / log(rate))) if rate else 0
+        self.tried += min(accepted + 1, drafted)
+        self.accepted += accepted
+        return accepted
+
+
+class _Run:
+    """Steps of one holding plan: `ends_s` of each, of which `settled` have been accounted for."""
+
+    __slots__ = ("ends_s", "jobs", "settled")
+
+    def __init__(self, jobs: list[Job], ends_s: list[float]) -> None:
+        self.jobs, self.ends_s, self.settled = jobs, ends_s, 0
 
 
 class Replica:
-    """Calls `on_tokens(jobs)` when a step gave these jobs an output token, which is at `kernel.now_s`.
+    """Calls `on_tokens(jobs, times_s)` when each of these jobs got one output token at each of these instants, none
+    later than `kernel.now_s`, and `on_decline(job)` when the policy sent a job away.
 
-    `step_scale` multiplies the seconds of successive steps (measurement noise); it must not end.
+    `batch_time` is the truth; policies are told `predicted`, which learns from every step, or the truth where it is
+    None. `step_scale` multiplies the seconds of successive steps (measurement noise); it must not end. `drafts_rng`
+    draws which drafts are accepted where `speculation` offers any.
     Raises ValueError where the KV cache can't hold one sequence of `limits.max_model_len`.
     """
 
@@ -37,35 +108,57 @@ class Replica:
         kv: KvCache,
         batch_time: BatchTime,
         on_tokens: OnTokens,
+        on_decline: OnDecline | None = None,
+        *,
+        predicted: OnlineTime | None = None,
+        lengths: Lengths | None = None,
         step_scale: Iterator[float] | None = None,
+        speculation: Speculation | None = None,
+        drafts_rng: np.random.Generator | None = None,
+        planner: Planner = Planner(),
     ) -> None:
         if kv.capacity_tokens < limits.max_model_len:
             raise ValueError(f"{kv.capacity_tokens} KV tokens can't hold one sequence of {limits.max_model_len}")
         self.kernel, self.policy, self.limits, self.kv = kernel, policy, limits, kv
         self.batch_time = batch_time
-        self.lengths: Lengths = Oracle()
-        self.waiting: deque[Job] = deque()
+        self.predicted = predicted
+        self.lengths: Lengths = lengths or Oracle()
+        self.waiting: dict[str, Job] = {}
         self.running: dict[str, Job] = {}
-        self.steps = 0
-        self.evictions = 0
-        self._on_tokens = on_tokens
+        self.stats = ReplicaStats()
+        self._on_tokens, self._on_decline = on_tokens, on_decline
         self._step_scale = step_scale or repeat(1.0)
+        self._scales: deque[float] = deque()  # drawn and not yet used: a run cut short leaves some for the next
+        self._drafts = _Drafts(speculation, drafts_rng or np.random.default_rng(0)) if speculation else None
+        self._planner = planner
         self._busy = False
+        self._late: dict[str, Job] = {}  # with async lag: what came after the coming step was decided
         self._aborted: set[str] = set()
+        self._run: _Run | None = None
 
     def submit(self, job: Job) -> None:
         """Queues a job. Raises ValueError for one that is longer than `max_model_len`: the door refuses those."""
         if job.prompt_tokens + job.output_tokens > self.limits.max_model_len:
             raise ValueError(f"{job.id} is longer than {self.limits.max_model_len} tokens")
-        self.waiting.append(job)
+        self._cut_run()
+        if self._busy and self._planner.async_lag:
+            self._late[job.id] = job
+        else:
+            self.waiting[job.id] = job
         self._wake()
 
     def abort(self, job: Job) -> None:
         """The client hung up: the job leaves the queue at once, or the batch when the step that runs it ends."""
+        self._cut_run()
         if job.id in self.running:
             self._aborted.add(job.id)
-        else:
-            self.waiting.remove(job)
+        elif self.waiting.pop(job.id, None) is None:
+            del self._late[job.id]
+
+    def sync(self) -> None:
+        """Accounts for the steps that have ended by now, so that jobs and KV can be read."""
+        if self._run:
+            self._settle(self._run, bisect_left(self._run.ends_s, self.kernel.now_s))
 
     def _wake(self) -> None:
         if not self._busy:
@@ -76,60 +169,168 @@ class Replica:
         for job_id in self._aborted & self.running.keys():
             self.kv.release(self.running.pop(job_id))
         self._aborted.clear()
-        view = View(list(self.running.values()), self.waiting, self.kv, self.limits, self.batch_time, self.lengths)
-        plan = self.policy.plan(self.kernel.now_s, view)
+        plan, planned_s = self._plan()
         self._apply(plan)
+        alone = not self._late
+        self.waiting.update(self._late)
+        self._late.clear()
         if not plan.tokens:
             self._busy = False
-            if self.running or self.waiting:
+            if not alone:
+                self._wake()
+            elif self.running or self.waiting:
                 raise AssertionError(f"{type(self.policy).__name__} left work undone although an empty step fits it")
             return
-        self.steps += 1
-        seconds = self.batch_time.seconds(self._batch(plan)) * next(self._step_scale)
-        self.kernel.after(seconds, lambda: self._finish(plan))
+        batch = self._batch(plan)
+        seconds = self.batch_time.seconds(batch) * self._next_scales(1)[0]
+        if self.predicted:
+            self.predicted.observe(batch, seconds)
+        end_s = self.kernel.now_s + seconds + planned_s
+        self.stats.step_tokens += sum(plan.tokens.values())
+        if alone and plan.holds_until_s > end_s and (run := self._long_run(plan, batch, end_s)):
+            self._run = run
+            self.kernel.at(run.ends_s[-1], lambda: self._finish_run(run, plan))
+        else:
+            self.kernel.at(end_s, lambda: self._finish(plan))
+
+    def _plan(self) -> tuple[Plan, float]:
+        """The policy's decision and the seconds it is charged for."""
+        view = View(
+            list(self.running.values()),
+            self.waiting.values(),
+            self.kv,
+            self.limits,
+            self.predicted or self.batch_time,
+            self.lengths,
+            self._drafts.view() if self._drafts else None,
+        )
+        stopwatch = self._planner.stopwatch
+        if stopwatch is None:
+            return self.policy.plan(self.kernel.now_s, view), 0.0
+        begun_s = stopwatch()
+        plan = self.policy.plan(self.kernel.now_s, view)
+        taken_s = stopwatch() - begun_s
+        self.stats.plan_s.append(taken_s)
+        return plan, taken_s if self._planner.charged else 0.0
 
     def _apply(self, plan: Plan) -> None:
-        for job_id in plan.evict:
-            job = self.running.pop(job_id)
-            job.computed_tokens = 0
-            job.evictions += 1
-            self.evictions += 1
-            self.waiting.appendleft(job)
-        leaving = plan.admit.keys() | set(plan.decline)
-        if leaving:
-            queue = {job.id: job for job in self.waiting if job.id in leaving}
-            self.waiting = deque(job for job in self.waiting if job.id not in leaving)
-            for job_id, cached_tokens in plan.admit.items():
-                job = queue[job_id]
-                job.computed_tokens = cached_tokens
-                self.running[job_id] = job
+        if plan.evict:
+            back: dict[str, Job] = {}
+            for job_id in plan.evict:
+                job = self.running.pop(job_id)
+                job.computed_tokens = job.transferred_tokens = 0
+                job.evictions += 1
+                back[job_id] = job
+            self.stats.evictions += len(back)
+            self.waiting = dict(reversed(back.items())) | self.waiting
+        for job_id, cached_tokens in plan.admit.items():
+            job = self.waiting.pop(job_id)
+            job.computed_tokens = cached_tokens
+            self.running[job_id] = job
+        for job_id in plan.decline:
+            job = self.waiting.pop(job_id)
+            self.stats.declined += 1
+            assert self._on_decline, f"{job_id} was declined, but nobody else can serve it"
+            self._on_decline(job)
 
     def _batch(self, plan: Plan) -> Batch:
         chunks: list[tuple[int, int]] = []
-        decodes = kv_tokens = 0
+        decodes = kv_tokens = drafted = longest = 0
         for job_id, tokens in plan.tokens.items():
             job = self.running[job_id]
             computed = job.computed_tokens
-            if tokens == 1 and job.generated_tokens and computed + 1 == job.prompt_tokens + job.generated_tokens:
+            if job.generated_tokens and computed + 1 == job.prompt_tokens + job.generated_tokens:
                 decodes += 1
                 kv_tokens += computed + 1
+                if tokens > 1:
+                    drafted += tokens - 1
+                    longest = max(longest, tokens - 1)
             else:
                 chunks.append((tokens, computed))
-        return Batch(tuple(chunks), decodes, kv_tokens)
+        return Batch(tuple(chunks), decodes, kv_tokens, drafted, longest)
 
     def _finish(self, plan: Plan) -> None:
-        served: list[Job] = []
+        now_s = self.kernel.now_s
+        self._account(1)
+        served: dict[int, list[Job]] = {}
         for job_id, tokens in plan.tokens.items():
             job = self.running[job_id]
+            given = 1
+            if tokens > 1 and self._drafts and job.decoding:
+                tokens = given = 1 + self._drafts.verify(tokens - 1)
             job.computed_tokens += tokens
             if job.computed_tokens < job.prompt_tokens + job.generated_tokens or job_id in self._aborted:
                 continue
-            job.generated_tokens += 1
+            given = min(given, job.output_tokens - job.generated_tokens)
+            job.generated_tokens += given
             if job.first_token_s is None:
-                job.first_token_s = self.kernel.now_s
+                job.first_token_s = now_s
             if job.generated_tokens >= job.output_tokens:
-                self.kv.release(job)
-                del self.running[job_id]
-            served.append(job)
-        self._on_tokens(served)
+                self._leave(job)
+            served.setdefault(given, []).append(job)
+        for given, jobs in served.items():
+            self._on_tokens(jobs, [now_s] * given)
         self._step()
+
+    def _leave(self, job: Job) -> None:
+        self.kv.release(job)
+        del self.running[job.id]
+        self.stats.finished[job.tier] += 1
+        self.lengths.finished(job)
+
+    def _long_run(self, plan: Plan, batch: Batch, first_end_s: float) -> _Run | None:
+        """As many steps of this plan as nothing within the replica ends; None where that is one."""
+        jobs = list(self.running.values())
+        assert batch.decodes == len(jobs) == len(plan.tokens), "a plan holds only where it decodes all that runs"
+        rounds = self.kv.free_blocks // len(jobs)  # each job needs at most one block in a block's worth of steps
+        steps = min(MAX_RUN_STEPS, rounds * self.kv.block_tokens + 1)
+        steps = min(steps, min(job.output_tokens - job.generated_tokens for job in jobs))
+        if steps < 2:
+            return None
+        times_s = self.batch_time.decode_run_s(batch.decodes, batch.kv_tokens + batch.decodes, steps - 1).tolist()
+        scales = self._next_scales(steps)[1:]
+        later = (t * s for t, s in zip(times_s, scales, strict=True))
+        ends_s = list(accumulate(later, initial=first_end_s))
+        del ends_s[bisect_left(ends_s, plan.holds_until_s) + 1 :]  # the step that begins before the instant still runs
+        return _Run(jobs, ends_s)
+
+    def _cut_run(self) -> None:
+        """Something happens now: the run ends with the step in progress."""
+        if (run := self._run) and run.ends_s[-1] > self.kernel.now_s:
+            self.sync()
+            del run.ends_s[bisect_left(run.ends_s, self.kernel.now_s) + 1 :]
+            plan = Plan({job.id: 1 for job in run.jobs})
+            self.kernel.at(run.ends_s[-1], lambda: self._finish_run(run, plan))
+
+    def _settle(self, run: _Run, upto: int) -> None:
+        """Accounts for steps before `upto`; the one at `upto` is in progress and has its KV room."""
+        steps = upto - run.settled
+        if not steps:
+            return
+        times_s = run.ends_s[run.settled : upto]
+        run.settled = upto
+        for job in run.jobs:
+            job.computed_tokens += steps
+            job.generated_tokens += steps
+            self.kv.grow(job, 1)
+        self.stats.step_tokens += steps * len(run.jobs)
+        self._account(steps)
+        self._on_tokens(run.jobs, times_s)
+
+    def _finish_run(self, run: _Run, plan: Plan) -> None:
+        if self._run is not run or run.ends_s[-1] != self.kernel.now_s:
+            return  # it was cut short after this end had been put down
+        self._settle(run, len(run.ends_s) - 1)
+        self._run = None
+        self._finish(plan)
+
+    def _next_scales(self, steps: int) -> list[float]:
+        """The scales of the next steps, of which none is used up."""
+        if len(self._scales) < steps:
+            self._scales.extend(islice(self._step_scale, steps - len(self._scales)))
+        return list(islice(self._scales, steps))
+
+    def _account(self, steps: int) -> None:
+        self.stats.steps += steps
+        for _ in range(steps):
+            self._scales.popleft()

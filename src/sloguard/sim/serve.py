@@ -42,11 +42,10 @@ def simulate(
     calls: dict[str, _Call] = {}
     due: dict[str, _Call] = {}
 
-    def on_tokens(jobs: list[Job]) -> None:
-        now_s = kernel.now_s
+    def on_tokens(jobs: list[Job], times_s: list[float]) -> None:
         for job in jobs:
             call = due[job.id]
-            call.tokens_s.append(now_s)
+            call.tokens_s.extend(times_s)
             if job.generated_tokens == job.output_tokens:
                 finish(call, job)
 
