@@ -33,15 +33,16 @@ MAY_IMPORT = {
     "space": {"words", "perf"},
     "optim": {"words", "space"},
     "sched": {"words", "perf"},
-    "sim": {"words", "perf", "sched"},
+    "route": {"words", "perf", "sched"},
+    "sim": {"words", "perf", "sched", "route"},
     "load": {"words"},
     "engine": {"words", "perf", "sched", "sim", "space", "load", "workload"},
-    "study": {"words", "workload", "perf", "space", "optim", "engine"},
-    "report": {"words", "optim", "load", "study"},
+    "study": {"words", "workload", "perf", "space", "optim", "sched", "route", "sim", "engine"},
+    "report": {"words", "optim", "sched", "sim", "load", "study"},
     "cli": {"words", "workload", "perf", "space", "optim", "sched", "sim", "load", "engine", "study", "report"},
 }
 
-PURE = {"words", "workload", "perf", "space", "optim", "sched", "sim"}
+PURE = {"words", "workload", "perf", "space", "optim", "sched", "route", "sim"}
 WORLD = {"time", "os", "random", "asyncio", "logging", "subprocess", "socket", "threading"}
 
 HOMES = {

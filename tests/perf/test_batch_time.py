@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,7 +24,10 @@ chunks = st.lists(st.tuples(st.integers(1, 4096), st.integers(0, 8192)), max_siz
 batches = st.builds(Batch, chunks, st.integers(0, 512), st.integers(0, 500_000))
 
 per_token = st.sampled_from([0.0, 1e-6, 7.3e-6, 1e-4])
-pieces = st.builds(Piece, st.sampled_from([0.0, 1e-3, 8.1e-3]), per_token, per_token, st.just(1e-8), per_token)
+bases = st.sampled_from([-5e-3, 0.0, 1e-3, 8.1e-3])
+pieces = st.builds(Piece, bases, per_token, per_token, st.just(1e-8), per_token, per_token, st.just(3e-8), per_token)
+corners = st.dictionaries(st.integers(1, 150), per_token, max_size=4)
+curves = st.builds(lambda first, more: ((0, first), *sorted(more.items())), per_token, corners)
 models = st.builds(
     BatchTime,
     st.lists(pieces, min_size=1, max_size=3).map(tuple),
@@ -31,14 +35,15 @@ models = st.builds(
     cpu_sequence_s=st.sampled_from([0.0, 5e-5]),
     launch_s=st.sampled_from([0.0, 5e-3]),
     draft_step_s=st.sampled_from([0.0, 3e-3]),
-    graph_sizes=st.sets(st.integers(1, 300), max_size=6).map(lambda sizes: tuple(sorted(sizes))),
+    graph_sizes=st.sets(st.integers(1, 150), max_size=6).map(lambda sizes: tuple(sorted(sizes))),
+    curve=st.just(()) | curves,
 )
 others = st.fixed_dictionaries(
     {
-        "decodes": st.integers(0, 200),
+        "decodes": st.integers(0, 100),
         "kv_tokens": st.integers(0, 100_000),
         "context_tokens": st.integers(0, 5000),
-        "draft_tokens": st.integers(0, 100),
+        "draft_tokens": st.integers(0, 30),
         "draft_steps": st.integers(0, 5),
     }
 )
@@ -61,15 +66,15 @@ def test_more_work_never_takes_less_time(batch: Batch):
         assert model.seconds(more) >= model.seconds(batch) > 0
 
 
-@given(models, others, st.integers(0, 400), st.floats(0.5, 1.5))
+@given(models, others, st.integers(0, 150), st.floats(0.5, 1.5))
 def test_the_inverse_is_the_largest_chunk_within_the_budget(
     model: BatchTime, others: dict[str, int], n: int, off: float
 ):
     exact_s = model.seconds(one_chunk(n, **others))
     for budget_s in (exact_s, exact_s * off):
         found = model.inverse(budget_s, **others)
-        fitting = [t for t in range(1, 450) if model.seconds(one_chunk(t, **others)) <= budget_s]
-        assert fitting == list(range(1, min(found, 449) + 1))
+        fitting = [t for t in range(1, 200) if model.seconds(one_chunk(t, **others)) <= budget_s]
+        assert fitting == list(range(1, min(found, 199) + 1))
         if found:
             assert model.seconds(one_chunk(found, **others)) <= budget_s
         assert found == MAX_TOKENS or model.seconds(one_chunk(found + 1, **others)) > budget_s
@@ -85,6 +90,36 @@ def test_a_larger_budget_never_holds_less(model: BatchTime, others: dict[str, in
 def test_a_run_of_decodes_takes_what_its_steps_take_one_by_one(model: BatchTime, decodes: int, kv: int, steps: int):
     one_by_one = [model.seconds(Batch((), decodes, kv + step * decodes)) for step in range(steps)]
     assert model.decode_run_s(decodes, kv, steps).tolist() == one_by_one
+
+
+@given(models, batches)
+def test_lower_pieces_are_never_above_a_step(model: BatchTime, batch: Batch):
+    plain = replace(model, graph_sizes=(), launch_s=0.0, cpu_step_s=0.0, cpu_sequence_s=0.0)
+    lower = BatchTime(plain.lower_pieces())
+    assert lower.seconds(batch) <= plain.seconds(batch) * (1 + 1e-9) + 1e-12
+
+
+@given(batches)
+def test_lower_pieces_of_a_convex_curve_are_exact(batch: Batch):
+    model = BatchTime((READING, COMPUTING), curve=((0, 1e-6), (100, 2e-6), (1000, 9e-6)))
+    assert BatchTime(model.lower_pieces()).seconds(batch) == pytest.approx(model.seconds(batch))
+
+
+def test_a_curve_adds_what_its_segments_say_to_padded_tokens():
+    model = BatchTime((Piece(1e-3, 0.0, 0.0, 0.0, 0.0),), graph_sizes=(16,), curve=((0, 0.0), (10, 1e-6), (100, 2e-6)))
+    assert model.seconds(Batch((), 9, 0)) == pytest.approx(1e-3 + 6e-6)
+    assert model.seconds(Batch(((150, 0),), 10)) == pytest.approx(1e-3 + 90e-6 + 120e-6)
+
+
+@pytest.mark.parametrize("curve", [((1, 0.0),), ((0, 0.0), (5, 1e-6), (5, 2e-6)), ((0, -1e-6),)])
+def test_a_curve_that_is_none_is_refused(curve: tuple[tuple[int, float], ...]):
+    with pytest.raises(ValueError, match="curve"):
+        BatchTime((READING,), curve=curve)
+
+
+@given(models, batches, st.floats(0.1, 10))
+def test_a_scaled_model_takes_so_many_times_as_long(model: BatchTime, batch: Batch, factor: float):
+    assert model.scaled(factor).seconds(batch) == pytest.approx(factor * model.seconds(batch))
 
 
 def test_a_prompt_in_chunks_has_the_attention_of_the_whole():

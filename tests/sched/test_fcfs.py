@@ -1,19 +1,28 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sloguard.perf.batch_time import BatchTime, Piece
+from sloguard.request import Request, Stage
 from sloguard.sched.fcfs import Fcfs
 from sloguard.sched.job import Job
 from sloguard.sched.kv import KvCache
 from sloguard.sched.lengths import Oracle
 from sloguard.sched.plan import Plan
-from sloguard.sched.policy import Limits, View
+from sloguard.sched.policy import Limits, Policy, View
+from sloguard.sched.priority import Priority
+from sloguard.sim.kernel import Kernel
+from sloguard.sim.replica import OnDecline, OnTokens, Replica
+from sloguard.sim.serve import simulate
+from sloguard.slo import StageSLO
 
 INSTANT = BatchTime((Piece(0.0, 0.0, 0.0, 0.0, 0.0),))
+LINEAR = BatchTime((Piece(10e-3, 50e-6, 50e-6, 50e-9, 0.0),))
 
 
 def limits(seqs: int = 8, tokens: int = 64, **more: object) -> Limits:
@@ -85,6 +94,70 @@ def test_admission_stops_at_the_first_prompt_that_memory_does_not_hold():
 def test_watermark_spares_blocks_while_others_run():
     bounds = limits(tokens=512, watermark_blocks=5)
     assert list(plan(KvCache(10), [], waiting(96, 16), bounds).admit) == ["w0"]
+
+
+def test_a_plan_of_decodes_holds_while_nobody_can_be_admitted():
+    def holds(prompts: list[int], *queue: int, blocks: int = 100, **more: object) -> bool:
+        kv = KvCache(blocks)
+        return plan(kv, running(kv, *prompts), waiting(*queue), limits(**more)).holds_until_s == float("inf")  # type: ignore[arg-type]
+
+    assert holds([10, 10])
+    assert holds([10, 10], 5, seqs=2)
+    assert holds([10, 10], 5, tokens=2)
+    assert holds([10, 10], 40, 5, blocks=4)  # and the short prompt behind may not overtake
+    assert holds([10, 10], 5, enable_chunked_prefill=False, tokens=6)
+    assert not holds([10, 10], 5)
+    assert not holds([10, 10], tokens=1)  # one of them is left out
+    assert not holds([16, 16], 5, blocks=2)  # evicts
+    kv = KvCache(100)
+    [young] = running(kv, 10, decoding=False)
+    young.computed_tokens = 9
+    made = plan(kv, [young], waiting(), limits())
+    assert made.tokens == {"r0": 1}
+    assert made.holds_until_s == float("-inf")  # its one token is the end of a prompt
+
+
+class Asked:
+    """Counts how often a policy is asked: at every step unless what it holds is passed on."""
+
+    def __init__(self, policy: Policy, *, holding: bool) -> None:
+        self.policy, self.holding = policy, holding
+        self.plans = 0
+
+    def plan(self, now_s: float, view: View) -> Plan:
+        self.plans += 1
+        made = self.policy.plan(now_s, view)
+        return made if self.holding else replace(made, holds_until_s=float("-inf"))
+
+
+@pytest.mark.parametrize("policy", [Fcfs(), Priority()])
+@given(
+    st.lists(st.tuples(st.floats(0, 3), st.integers(1, 200), st.integers(1, 150)), min_size=1, max_size=20),
+    st.integers(1, 12),
+    st.integers(22, 60),
+    st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_holding_changes_nothing_but_how_often_the_policy_is_asked(
+    policy: Policy, asked: list[tuple[float, int, int]], seqs: int, blocks: int, caching: bool
+):
+    requests = [
+        Request(str(i), at_s, (Stage(prompt, output, StageSLO(ttft_s=1 + i % 3)),))  # and so of three priorities
+        for i, (at_s, prompt, output) in enumerate(asked)
+    ]
+
+    def tokens_s(watched: Asked) -> list[list[float]]:
+        def replica(kernel: Kernel, on_tokens: OnTokens, on_decline: OnDecline) -> Replica:
+            kv = KvCache(blocks, prefix_caching=caching)
+            return Replica(kernel, watched, Limits(seqs, 64, blocks * 16), kv, LINEAR, on_tokens, on_decline)
+
+        return [line.token_s.tolist() for line in simulate(requests, replica)]
+
+    each_step, holding = Asked(policy, holding=False), Asked(policy, holding=True)
+    assert tokens_s(each_step) == tokens_s(holding)
+    assert holding.plans <= each_step.plans
+    if min(output for _, _, output in asked) > 15:  # the last to finish decodes on its own
+        assert holding.plans < each_step.plans
 
 
 def test_cached_prefix_is_not_computed_again():

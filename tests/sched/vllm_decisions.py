@@ -1,8 +1,8 @@
 """Drives vLLM's real scheduler, without a model, through the cases on stdin; prints its decisions. Not a test itself.
 
 Run by `test_vllm_equivalence.py` with the Python of an environment that has vLLM; its argument is vLLM's scheduling
-policy. Each case: limits and requests, which arrive at step numbers; each answer, of the steps that did anything:
-[[[request, tokens] in the order they were placed, evicted requests], ...].
+policy. Each case: limits and requests, which arrive at step numbers; each answer, of the steps that computed something:
+[[[request, tokens] in the order they were placed, requests evicted since the answer before], ...].
 """
 
 from __future__ import annotations
@@ -91,14 +91,17 @@ def decisions(policy: str, case: dict[str, Any], model_dir: str) -> list[Any]:
     hasher = get_request_block_hasher(BLOCK, sha256) if case["enable_prefix_caching"] else None
     coming = sorted(enumerate(case["requests"]), key=lambda pair: pair[1]["step"])
     seen: list[Any] = []
+    evicted: set[str] = set()
     step = 0
     while coming or engine.has_unfinished_requests():
         while coming and coming[0][1]["step"] <= step:
             engine.add_request(request(*coming.pop(0), hasher))
         made = engine.schedule()
         ids = list(made.num_scheduled_tokens)
-        if ids or made.preempted_req_ids:
-            seen.append([list(made.num_scheduled_tokens.items()), sorted(made.preempted_req_ids or ())])
+        evicted |= made.preempted_req_ids or set()
+        if ids:
+            seen.append([list(made.num_scheduled_tokens.items()), sorted(evicted)])
+            evicted.clear()
         known = {i: engine.requests[i] for i in ids}
         sampled = [
             [900_000_000 + 10_000 * int(i) + r.num_tokens] if r.num_computed_tokens >= r.num_tokens else []
@@ -108,7 +111,7 @@ def decisions(policy: str, case: dict[str, Any], model_dir: str) -> list[Any]:
         engine.update_from_output(
             made, ModelRunnerOutput(req_ids=ids, req_id_to_index=index, sampled_token_ids=sampled)
         )
-        step += 1
+        step += not evicted  # a step that only evicts takes no time
     return seen
 
 

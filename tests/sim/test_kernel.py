@@ -36,3 +36,22 @@ def test_the_past_is_refused():
     kernel.run(until_s=2.0)
     with pytest.raises(ValueError, match="has passed"):
         kernel.at(1.0, lambda: None)
+
+
+def test_what_comes_from_outside_is_done_first_however_late_it_was_asked_for():
+    kernel, seen = Kernel(), []
+    kernel.at(1.0, lambda: seen.append("step"))
+    kernel.at(1.0, lambda: seen.append("arrival"), first=True)
+    kernel.at(1.0, lambda: seen.append("next arrival"), first=True)
+    kernel.run()
+    assert seen == ["arrival", "next arrival", "step"]
+
+
+def test_a_stop_leaves_the_rest_for_another_run():
+    kernel, seen = Kernel(), []
+    for time_s in (1.0, 2.0, 3.0):
+        kernel.at(time_s, lambda: (seen.append(kernel.now_s), kernel.stop() if kernel.now_s == 2.0 else None))
+    kernel.run()
+    assert (seen, kernel.now_s) == ([1.0, 2.0], 2.0)
+    kernel.run()
+    assert seen == [1.0, 2.0, 3.0]

@@ -8,18 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sloguard.perf.batch_time import BatchTime, Piece
+from clusters import LINEAR, ONE_SECOND, ask, maker
+from sloguard.perf.batch_time import BatchTime
 from sloguard.request import End, Prefix, Request, Stage, Timeline
 from sloguard.sched.fcfs import Fcfs
 from sloguard.sched.kv import KvCache
 from sloguard.sched.plan import Plan
 from sloguard.sched.policy import Limits, View
 from sloguard.sim.kernel import Kernel
-from sloguard.sim.replica import OnTokens, Replica
-from sloguard.sim.serve import shared_keys, simulate
-
-ONE_SECOND = BatchTime((Piece(1.0, 0.0, 0.0, 0.0, 0.0),))
-LINEAR = BatchTime((Piece(10e-3, 50e-6, 50e-6, 50e-9, 0.0),))
+from sloguard.sim.replica import OnDecline, OnTokens, Replica
+from sloguard.sim.serve import shared_keys, simulate, simulate_cluster
+from sloguard.slo import StageSLO
 
 
 class Watched:
@@ -52,14 +51,10 @@ def serve(
 ) -> tuple[list[Timeline], KvCache]:
     kv = KvCache(blocks, 16, caching)
 
-    def replica(kernel: Kernel, on_tokens: OnTokens) -> Replica:
-        return Replica(kernel, policy or Fcfs(), Limits(seqs, tokens, blocks * 16), kv, time, on_tokens)
+    def replica(kernel: Kernel, on_tokens: OnTokens, on_decline: OnDecline) -> Replica:
+        return Replica(kernel, policy or Fcfs(), Limits(seqs, tokens, blocks * 16), kv, time, on_tokens, on_decline)
 
     return simulate(requests, replica, request_timeout_s=timeout_s), kv
-
-
-def ask(number: int, arrival_s: float, prompt: int, output: int, prefix: Prefix | None = None) -> Request:
-    return Request(str(number), arrival_s, (Stage(prompt, output),), prefix=prefix)
 
 
 def test_one_request_by_hand():
@@ -89,7 +84,7 @@ requests_lists = st.lists(
     st.tuples(st.floats(0, 3), st.integers(1, 200), st.integers(1, 60), st.integers(0, 2)), min_size=1, max_size=20
 ).map(
     lambda rows: [
-        ask(i, t, p, o, Prefix(tuple(range(family, family + 4)), 32) if family else None)
+        ask(i, t, p, o, prefix=Prefix(tuple(range(family, family + 4)), 32) if family else None)
         for i, (t, p, o, family) in enumerate(rows)
     ]
 )
@@ -153,7 +148,7 @@ def test_stages_follow_one_another_and_the_next_prompt_holds_the_conversation():
 
 def test_shared_prefixes_save_time_only_with_the_cache_on():
     prefix = Prefix((7, 8), 256)
-    requests = [ask(i, float(i), 600, 1, prefix) for i in range(3)]
+    requests = [ask(i, float(i), 600, 1, prefix=prefix) for i in range(3)]
     cold, _ = serve(requests, tokens=4096, blocks=200)
     warm, _ = serve(requests, tokens=4096, blocks=200, caching=True)
     assert warm[0].ttft_s == cold[0].ttft_s
@@ -162,7 +157,7 @@ def test_shared_prefixes_save_time_only_with_the_cache_on():
 
 def test_keys_are_equal_exactly_where_the_text_is():
     def keys(ids: tuple[int, ...], prompt: int, width: int = 24) -> tuple[int, ...]:
-        return shared_keys(ask(0, 0.0, prompt, 1, Prefix(ids, width)), prompt, 16)
+        return shared_keys(ask(0, 0.0, prompt, 1, prefix=Prefix(ids, width)), prompt, 16)
 
     assert keys((1, 2), 100) == keys((1, 2), 60)
     assert len(keys((1, 2), 100)) == 3
@@ -175,3 +170,52 @@ def test_keys_are_equal_exactly_where_the_text_is():
 def test_memory_must_hold_the_longest_sequence():
     with pytest.raises(ValueError, match="can't hold one sequence"):
         Replica(Kernel(), Fcfs(), Limits(1, 64, 1024), KvCache(10), LINEAR, lambda jobs, times_s: None)
+
+
+def test_urgency_is_the_first_tokens_promise_and_nothing_promised_comes_last():
+    seen: dict[str, tuple[int, str, int]] = {}
+
+    class Noting(Watched):
+        def plan(self, now_s: float, view: View) -> Plan:
+            seen.update({job.id: (job.priority, job.app, job.stages_left) for job in view.waiting})
+            return super().plan(now_s, view)
+
+    stages = (Stage(10, 2, StageSLO(ttft_s=0.25), "thinking"), Stage(10, 2))
+    serve([Request("r", 0.0, stages, "tight")], policy=Noting())
+    assert seen == {"r/0": (250, "tight/thinking", 1), "r/1": (10**9, "tight/answer", 0)}
+
+
+def test_timelines_can_be_handed_out_one_by_one():
+    requests = [ask(i, 0.1 * i, 50, 20) for i in range(30)]
+    handed: list[Timeline] = []
+    streamed = simulate_cluster(
+        (request for request in requests), [maker()], on_done=lambda line, tier: handed.append(line)
+    )
+    kept = simulate_cluster(requests, [maker()])
+    assert (streamed.timelines, len(kept.timelines), len(kept.tiers)) == ([], 30, 30)
+    by_id = {line.request.id: line.token_s.tolist() for line in handed}
+    assert by_id == {line.request.id: line.token_s.tolist() for line in kept.timelines}
+    assert streamed.end_s == kept.end_s == max(line.last_s for line in handed)
+
+
+def test_a_run_ends_when_enough_has_been_seen_and_the_rest_is_cancelled():
+    requests = [ask(i, float(i), 10, 4) for i in range(20)]
+    ended: list[str] = []
+
+    def enough(line: Timeline) -> bool:
+        ended.append(line.request.id)
+        return len(ended) == 5
+
+    done = simulate_cluster(requests, [maker(time=ONE_SECOND)], stop_when=enough)
+    assert done.stopped
+    assert ended == ["0", "1", "2", "3", "4"]
+    assert [line.end for line in done.timelines] == [End.COMPLETED] * 5 + [End.CANCELLED] * 15
+    assert done.timelines[7].output_tokens == 1  # under way: what came counts
+    assert (done.timelines[19].sent_s, done.timelines[19].output_tokens) == (None, 0)
+
+
+def test_requests_out_of_order_are_refused_and_sorted_where_a_list_is_simulated():
+    requests = [ask(1, 3.0, 10, 2), ask(0, 1.0, 10, 2)]
+    with pytest.raises(ValueError, match="has passed"):
+        simulate_cluster(requests, [maker()])
+    assert [line.request.id for line in simulate(requests, maker())] == ["1", "0"]

@@ -11,14 +11,16 @@ from hypothesis import strategies as st
 
 from sloguard.errors import SpecError
 from sloguard.rng import stream
-from sloguard.workload.arrivals import Constant, Gamma, OnOff, Poisson, Replay, Scaling
+from sloguard.workload.arrivals import Constant, Gamma, Hyperexponential, OnOff, Poisson, Replay, Scaling
 
 RATES = st.floats(1e-3, 1e6)
+SHARES = st.floats(0.01, 0.99)
 PROCESSES = st.one_of(
     st.builds(Poisson, RATES),
     st.builds(Gamma, RATES, st.floats(1e-3, 1e3)),
     st.builds(Constant, RATES),
     st.builds(OnOff, RATES, st.floats(0.01, 100), st.floats(0.01, 100)),
+    st.builds(lambda rate, p, m: Hyperexponential(rate, ((p, 1.0), (1 - p, m))), RATES, SHARES, st.floats(1e-3, 1e3)),
 )
 
 
@@ -44,7 +46,8 @@ def test_the_same_stream_gives_the_same_bytes(process, n, seed):
 
 @given(RATES, st.integers(1, 300), st.floats(1e-3, 1e3), st.integers(0, 2**32))
 def test_the_rate_asked_for_is_the_rate_offered(rate, n, burstiness, seed):
-    for process in (Poisson(rate), Gamma(rate, burstiness), Constant(rate)):
+    mixed = Hyperexponential(rate, ((0.3, 1.0), (0.7, burstiness)))
+    for process in (Poisson(rate), Gamma(rate, burstiness), Constant(rate), mixed):
         assert process.times(stream(seed, "arrivals"), n)[-1] == pytest.approx(n / rate, rel=1e-12)
 
 
@@ -87,6 +90,20 @@ def test_gamma_of_burstiness_one_is_poisson():
     np.testing.assert_array_equal(
         Gamma(3.0, 1.0).times(stream(2, "arrivals"), 100), Poisson(3.0).times(stream(2, "arrivals"), 100)
     )
+
+
+@given(SHARES, st.floats(0.01, 100))
+def test_hyperexponential_gaps_have_the_moments_of_their_mixture(share, mean):
+    process = Hyperexponential(1.0, ((share, 1.0), (1 - share, mean)))
+    gaps_s = np.diff(process.times(stream(2, "arrivals"), 50_000))
+    first, second = (math.factorial(k) * (share + (1 - share) * mean**k) for k in (1, 2))
+    assert cv(gaps_s) == pytest.approx(math.sqrt(second / first**2 - 1), rel=0.15)
+
+
+def test_hyperexponential_of_one_kind_is_memoryless():
+    gaps_s = np.diff(Hyperexponential(5.0, ((0.4, 2.0), (0.6, 2.0))).times(stream(1, "arrivals"), 40_000))
+    for t in (0.1, 0.3, 0.6):
+        assert np.mean(gaps_s > t) == pytest.approx(math.exp(-5 * t), abs=5 * 0.5 / math.sqrt(40_000))
 
 
 @given(st.floats(0.1, 10), st.floats(0.1, 10), st.integers(0, 1000))
@@ -150,6 +167,11 @@ def test_thinning_to_the_recorded_rate_keeps_all():
         (lambda: Gamma(1.0, math.nan), "burstiness"),
         (lambda: OnOff(1.0, 0.0, 1.0), "on_s"),
         (lambda: OnOff(1.0, 1.0, math.inf), "off_s"),
+        (lambda: Hyperexponential(0.0, ((1.0, 1.0),)), "rate"),
+        (lambda: Hyperexponential(1.0, ()), "kinds of gaps"),
+        (lambda: Hyperexponential(1.0, ((0.5, 1.0), (0.4, 2.0))), "kinds of gaps"),
+        (lambda: Hyperexponential(1.0, ((1.5, 1.0), (-0.5, 2.0))), "kinds of gaps"),
+        (lambda: Hyperexponential(1.0, ((0.5, 1.0), (0.5, math.nan))), "kinds of gaps"),
         (lambda: Replay(RECORDED, rate=0.0), "rate"),
         (lambda: Replay(RECORDED).times(stream(0), 6), "--num-requests"),
         (lambda: Replay(RECORDED, 0.6, Scaling.THIN).times(stream(0), 1), "--request-rate"),

@@ -12,7 +12,16 @@ from scipy import stats
 
 from sloguard.errors import SpecError
 from sloguard.rng import stream
-from sloguard.workload.lengths import LEVELS, Empirical, Independent, LogNormal, Quantiles, Uniform
+from sloguard.workload.lengths import (
+    FINE_LEVELS,
+    LEVELS,
+    Conditional,
+    Empirical,
+    Independent,
+    LogNormal,
+    Quantiles,
+    Uniform,
+)
 
 RANGES = st.tuples(st.integers(1, 5000), st.integers(0, 5000)).map(lambda r: (r[0], r[0] + r[1]))
 MARGINALS = st.one_of(
@@ -72,6 +81,23 @@ def test_prompt_and_output_are_independent():
     assert abs(np.corrcoef(np.log(pairs.T))[0, 1]) < 5 / math.sqrt(20_000)
 
 
+def test_an_output_follows_its_share_of_the_prompts():
+    lengths = Conditional(Uniform(1, 300), (Uniform(1, 10), Uniform(11, 20), Uniform(21, 30)))
+    prompt, output = lengths.draw(stream(0), 30_000).T
+    for k in range(3):
+        third = (prompt > 100 * k) & (prompt <= 100 * (k + 1))
+        assert np.all((output[third] - 1) // 10 == k)
+        assert stats.chisquare(np.bincount(output[third])[10 * k + 1 :]).pvalue > 1e-4
+
+
+@given(st.lists(MARGINALS, min_size=1, max_size=4), st.integers(1, 100), st.integers(1, 100), st.integers(0, 99))
+def test_a_longer_run_of_dependent_lengths_begins_with_the_shorter(outputs, n, more, seed):
+    lengths = Conditional(Uniform(1, 50), tuple(outputs))
+    short, long = lengths.draw(stream(seed), n), lengths.draw(stream(seed), n + more)
+    assert short.min() >= 1
+    np.testing.assert_array_equal(short, long[:n])
+
+
 def test_an_output_is_cut_where_the_window_ends():
     pairs = Independent(Uniform(1, 99), Uniform(1, 1000), max_total_tokens=100).draw(stream(0), 5000)
     assert pairs.sum(axis=1).max() == 100
@@ -102,6 +128,7 @@ def test_empirical_draws_whole_pairs_alike():
         lambda: Quantiles(()),
         lambda: Quantiles((1, 2, 3)),
         lambda: Quantiles((1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 10)),
+        lambda: Quantiles(tuple(range(1, 12)), FINE_LEVELS),
         lambda: Independent(Uniform(100, 100), Uniform(1, 1), max_total_tokens=100),
         lambda: Empirical(np.empty((0, 2), dtype=np.int64)),
         lambda: Empirical(np.array([[1, 0]])),

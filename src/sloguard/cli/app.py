@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from sloguard import __version__
-from sloguard.cli import bench, classify, doctor, tune
+from sloguard.cli import bench, capacity, classify, doctor, simulate, tune
 from sloguard.errors import SloguardError
 
 EXIT_BAD_INPUT = 2
@@ -22,9 +22,9 @@ app = typer.Typer(
     name="sloguard",
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="LLM serving that keeps its latency promises: tune vLLM under SLOs, measure honestly, explain crashes.",
+    help="LLM serving that keeps its latency promises: tune vLLM under SLOs, measure honestly, compare schedulers, explain crashes.",
 )
-for module in (tune, bench, classify, doctor):
+for module in (tune, bench, simulate, capacity, classify, doctor):
     app.command(module.__name__.rpartition(".")[2])(module.command)
 
 
@@ -70,7 +70,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
     if code == EXIT_INTERRUPTED:
-        message = "interrupted. The trials of a `tune` are on disk; --resume goes on from there."
+        message = "interrupted. What `tune` or `capacity --out` found is on disk; --resume goes on from there."
         _fail(message, 128 + ended[0] if ended else EXIT_INTERRUPTED)
     sys.exit(code or 0)
 

@@ -25,7 +25,7 @@ from sloguard.sched.fcfs import Fcfs
 from sloguard.sched.kv import KvCache
 from sloguard.sim.kernel import Kernel
 from sloguard.sim.memory import weight_bytes
-from sloguard.sim.replica import OnTokens, Replica
+from sloguard.sim.replica import OnDecline, OnTokens, Replica
 from sloguard.sim.serve import simulate
 from sloguard.sim.settings import KNOBS, Settings, check_value, read_settings
 from sloguard.sim.start import Failure, Start, start
@@ -153,9 +153,10 @@ class SimulatedEngine:
         step_time = self._step_time(settings)
         scale = _jitter(rng, self.noise)
 
-        def replica(kernel: Kernel, on_tokens: OnTokens) -> Replica:
+        def replica(kernel: Kernel, on_tokens: OnTokens, on_decline: OnDecline) -> Replica:
             kv = KvCache(begun.memory.kv_blocks, settings.block_size, settings.enable_prefix_caching)
-            return Replica(kernel, Fcfs(), settings.limits(kv.blocks), kv, step_time, on_tokens, step_scale=scale)
+            limits = settings.limits(kv.blocks)
+            return Replica(kernel, Fcfs(), limits, kv, step_time, on_tokens, on_decline, step_scale=scale)
 
         return simulate(requests, replica, request_timeout_s=self.timeouts.request_s)
 

@@ -3,25 +3,30 @@
 Notation, for a batch of prefill chunks i and decode requests:
 
     n_i, c_i   tokens of chunk i, and tokens of its request already in the KV cache
-    P          sum of n_i: prefill tokens
+    P, C       sums of n_i and of c_i
     D          decode requests, one token each
     K          KV tokens that the decodes read
+    M, L       K and K/D where there are chunks too, else 0: kernels for mixed batches read the KV of decodes less
+               well, and don't spread one decode's over the GPU
     A          sum of n_i*(c_i + n_i/2): query-key pairs of causal prefill attention
     S          sequences in the batch (chunks + D)
     V, v       drafted tokens that the decodes verify, and sequential steps of drafting (the longest draft)
     G          CUDA-graph padding: tokens added to reach the next captured size
 
-    gpu_s  = max over pieces of (c0 + a*(P + V + G) + d*D + k*K + q*A) + s*v
+    gpu_s  = max over pieces of (b + a*(P + V + G) + d*D + k*K + m*M + l*L + q*A + c*C) + curve(P + D + V + G) + s*v
     step_s = max(gpu_s, launch_s) + cpu_step_s + cpu_sequence_s*S
 
-Two pieces are enough: one where reading the weights dominates, one where arithmetic does. The form is the one of
-SLOs-Serve (arXiv 2504.08784, max over pieces of a linear function), with the KV and attention terms added.
+The maximum is the form of SLOs-Serve (arXiv 2504.08784): a piece where reading memory dominates, one where arithmetic
+does. The curve, zero for zero tokens, never falls and is linear between its corners. It holds what no maximum of linear
+functions can, because it isn't convex: where GEMM and all-reduce change their kernel.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from math import inf, sqrt
 from typing import Protocol
 
@@ -45,6 +50,10 @@ class Batch:
     @property
     def prefill_tokens(self) -> int:
         return sum(n for n, _ in self.chunks)
+
+    @property
+    def context_tokens(self) -> int:
+        return sum(c for _, c in self.chunks)
 
     @property
     def attention_pairs(self) -> float:
@@ -74,22 +83,21 @@ class StepTime(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One linear function of a batch, in seconds per unit."""
+    """One linear function of a batch: b, a, d, k, q, c, m and l of the notation, in seconds per unit. Only `base_s` may be
+    negative, and not in every piece of a batch time.
+    """
 
     base_s: float
     prefill_token_s: float
     decode_s: float
     kv_token_s: float
     attention_pair_s: float
+    context_token_s: float = 0.0
+    mixed_kv_token_s: float = 0.0
+    mixed_length_token_s: float = 0.0
 
-    def seconds(self, prefill_tokens: int, decodes: int, kv_tokens: int, attention_pairs: float) -> float:
-        return (
-            self.base_s
-            + self.prefill_token_s * prefill_tokens
-            + self.decode_s * decodes
-            + self.kv_token_s * kv_tokens
-            + self.attention_pair_s * attention_pairs
-        )
+    def scaled(self, factor: float) -> Piece:
+        return Piece(*(factor * value for value in _values(self)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +106,7 @@ class BatchTime:
 
     `graph_sizes` are the batch sizes that were captured as CUDA graphs, ascending; batches up to the largest are
     padded to the next. `launch_s` is the time the CPU needs to launch the kernels of a step that is not a graph:
-    the GPU waits for it.
+    the GPU waits for it. `curve` holds (from so many tokens on, seconds per token), ascending from 0.
     """
 
     pieces: tuple[Piece, ...]
@@ -107,28 +115,38 @@ class BatchTime:
     launch_s: float = 0.0
     draft_step_s: float = 0.0
     graph_sizes: tuple[int, ...] = ()
-    _rows: tuple[tuple[float, float, float, float, float], ...] = field(init=False, repr=False, compare=False)
+    curve: tuple[tuple[int, float], ...] = ()
+    _rows: tuple[tuple[float, ...], ...] = field(init=False, repr=False, compare=False)
+    _corners: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    _segments: tuple[tuple[int, float, float], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.pieces:
             raise ValueError("a batch time needs at least one piece")
+        curve = self.curve or ((0, 0.0),)
+        corners = [tokens for tokens, _ in curve]
+        if corners[0] != 0 or corners != sorted(set(corners)) or min(slope for _, slope in curve) < 0:
+            raise ValueError("a curve starts at 0 tokens, ascends in tokens and never falls")
         # Plain tuples unpack several times faster than attributes are read, and `seconds` is asked in hot loops.
-        rows = ((p.base_s, p.prefill_token_s, p.decode_s, p.kv_token_s, p.attention_pair_s) for p in self.pieces)
-        object.__setattr__(self, "_rows", tuple(rows))
+        object.__setattr__(self, "_rows", tuple(_values(piece) for piece in self.pieces))
+        object.__setattr__(self, "_corners", tuple(corners))
+        object.__setattr__(self, "_segments", tuple(_segments(curve)))
 
     def seconds(self, batch: Batch) -> float:
-        prefill, pairs = 0, 0.0
-        for tokens, context in batch.chunks:
+        prefill, context, pairs = 0, 0, 0.0
+        for tokens, before in batch.chunks:
             prefill += tokens
-            pairs += tokens * (context + tokens / 2)
-        decodes = batch.decodes
+            context += before
+            pairs += tokens * (before + tokens / 2)
+        chunks = len(batch.chunks)
         return self._seconds(
             prefill + batch.draft_tokens,
             pairs,
-            decodes,
+            context,
+            chunks,
+            batch.decodes,
             batch.kv_tokens,
             self.draft_step_s * batch.draft_steps,
-            len(batch.chunks) + decodes,
         )
 
     def inverse(
@@ -145,8 +163,7 @@ class BatchTime:
 
         def seconds(tokens: int) -> float:
             pairs = tokens * (context_tokens + tokens / 2)
-            sequences = decodes + (tokens > 0)
-            return self._seconds(tokens + draft_tokens, pairs, decodes, kv_tokens, draft_s, sequences)
+            return self._seconds(tokens + draft_tokens, pairs, context_tokens, 1, decodes, kv_tokens, draft_s)
 
         gpu_s = budget_s - self.cpu_step_s - self.cpu_sequence_s * (decodes + 1)
         tokens = 0
@@ -164,60 +181,173 @@ class BatchTime:
         """
         if steps <= FEW_STEPS:
             run = range(kv_tokens, kv_tokens + steps * decodes, decodes) if decodes else [kv_tokens] * steps
-            return np.array([self._seconds(0, 0.0, decodes, kv, 0.0, decodes) for kv in run])
-        padding = self._padding_tokens(decodes)
+            return np.array([self._seconds(0, 0.0, 0, 0, decodes, kv, 0.0) for kv in run])
+        padding, curve_s = self._padded(0, decodes)
         kv = kv_tokens + decodes * np.arange(steps)
-        gpu_s = np.full(steps, self.launch_s, dtype=np.float64)
-        for base_s, token_s, decode_s, kv_token_s, _ in self._rows:
+        gpu_s = np.full(steps, -inf)
+        for base_s, token_s, decode_s, kv_token_s, *_ in self._rows:
             np.maximum(gpu_s, base_s + token_s * padding + decode_s * decodes + kv_token_s * kv, out=gpu_s)
-        return gpu_s + self.cpu_step_s + self.cpu_sequence_s * decodes
+        gpu_s += curve_s + 0.0
+        return np.maximum(gpu_s, self.launch_s) + self.cpu_step_s + self.cpu_sequence_s * decodes
 
-    def _seconds(
-        self, tokens: int, pairs: float, decodes: int, kv_tokens: int, draft_s: float, sequences: int
-    ) -> float:
-        """`tokens` are those of chunks and drafts together."""
+    def scaled(self, factor: float) -> BatchTime:
+        """Every step takes `factor` times as long."""
+        return replace(
+            self,
+            pieces=tuple(piece.scaled(factor) for piece in self.pieces),
+            cpu_step_s=factor * self.cpu_step_s,
+            cpu_sequence_s=factor * self.cpu_sequence_s,
+            launch_s=factor * self.launch_s,
+            draft_step_s=factor * self.draft_step_s,
+            curve=tuple((tokens, factor * slope) for tokens, slope in self.curve),
+        )
+
+    def reading(self, weights_s: float, kv_factor: float) -> BatchTime:
+        """With weights that take so much longer to read (negative: less long) and KV that takes `kv_factor` as long."""
+        return replace(
+            self,
+            pieces=tuple(
+                replace(
+                    piece,
+                    base_s=piece.base_s + weights_s,
+                    kv_token_s=piece.kv_token_s * kv_factor,
+                    mixed_kv_token_s=piece.mixed_kv_token_s * kv_factor,
+                )
+                for piece in self.pieces
+            ),
+        )
+
+    def lower_pieces(self) -> tuple[Piece, ...]:
+        """Linear functions whose maximum is never above a step's GPU time, and equals it where the curve is convex:
+        each piece with each line of the curve's lower convex hull.
+        """
+        return tuple(
+            replace(
+                piece,
+                base_s=piece.base_s + offset_s,
+                prefill_token_s=piece.prefill_token_s + slope_s,
+                decode_s=piece.decode_s + slope_s,
+            )
+            for piece in self.pieces
+            for offset_s, slope_s in _hull(self._segments)
+        )
+
+    def _padded(self, tokens: int, decodes: int) -> tuple[int, float]:
+        """`tokens` (of chunks and drafts) with CUDA-graph padding, and the curve's seconds for them and the decodes."""
         total = tokens + decodes
         sizes = self.graph_sizes
         if sizes and total <= sizes[-1]:
-            tokens += sizes[bisect_left(sizes, total)] - total
+            size = sizes[bisect_left(sizes, total)]
+            tokens += size - total
+            total = size
+        if not self.curve:
+            return tokens, 0.0
+        start, start_s, slope_s = self._segments[bisect_right(self._corners, total) - 1]
+        return tokens, start_s + slope_s * (total - start)
+
+    def _seconds(
+        self, tokens: int, pairs: float, context: int, chunks: int, decodes: int, kv_tokens: int, draft_s: float
+    ) -> float:
+        """`tokens` are those of chunks and drafts together."""
+        tokens, curve_s = self._padded(tokens, decodes)
         gpu_s = -inf
-        for base_s, token_s, decode_s, kv_token_s, pair_s in self._rows:
-            piece_s = base_s + token_s * tokens + decode_s * decodes + kv_token_s * kv_tokens + pair_s * pairs
+        length = kv_tokens / decodes if decodes else 0.0
+        for base_s, token_s, decode_s, kv_token_s, pair_s, context_s, mixed_s, length_s in self._rows:
+            piece_s = base_s + token_s * tokens + decode_s * decodes + kv_token_s * kv_tokens
+            if chunks:
+                piece_s += pair_s * pairs + context_s * context + mixed_s * kv_tokens + length_s * length
             if piece_s > gpu_s:
                 gpu_s = piece_s
-        gpu_s += draft_s
-        return (gpu_s if gpu_s > self.launch_s else self.launch_s) + self.cpu_step_s + self.cpu_sequence_s * sequences
+        gpu_s += curve_s + draft_s
+        if gpu_s < self.launch_s:
+            gpu_s = self.launch_s
+        return gpu_s + self.cpu_step_s + self.cpu_sequence_s * (chunks + decodes)
 
     def _most_tokens(self, gpu_s: float, decodes: int, kv_tokens: int, context_tokens: int, draft_tokens: int) -> int:
         """The root of `_seconds` in the tokens of one chunk, up to rounding.
 
-        Each piece is room >= a*n + q*(n*c + n^2/2). A chunk that overruns the last graph is not padded. Below it the
-        root lies in some graph's range: either the padding to that graph fits too, or the largest chunk is the one
-        that fills the graph before.
+        Each piece is room >= a*n + q*(n*c + n^2/2) + curve. A chunk that overruns the last graph is not padded. Below
+        it the root lies in some graph's range: either the padding to that graph fits too, or the largest chunk is the
+        one that fills the graph before.
         """
         others = draft_tokens + decodes
-        rows = [
-            (gpu_s - base_s - decode_s * decodes - kv_token_s * kv_tokens, token_s, pair_s)
-            for base_s, token_s, decode_s, kv_token_s, pair_s in self._rows
-        ]
-        tokens = min(
-            _root(room_s - token_s * draft_tokens, token_s + pair_s * context_tokens, pair_s)
-            for room_s, token_s, pair_s in rows
+        mean = 1 / decodes if decodes else 0.0
+        reading = (
+            (b, a, d, k + m + length_s * mean, q, c) for b, a, d, k, q, c, m, length_s in self._rows
         )
+        lines = [
+            (
+                gpu_s - base_s - decode_s * decodes - kv_s * kv_tokens - context_s * context_tokens,
+                token_s,
+                pair_s * context_tokens,
+                pair_s,
+            )
+            for base_s, token_s, decode_s, kv_s, pair_s, context_s in reading
+        ]
+        tokens = self._unpadded(lines, draft_tokens, others)
         sizes = self.graph_sizes
         if not tokens or not sizes or tokens + others > sizes[-1]:
             return tokens
         at = bisect_left(sizes, tokens + others)
-        padded = sizes[at] - decodes
+        padded, curve_s = self._padded(sizes[at] - decodes, decodes)
         fits = min(
-            _root(room_s - token_s * padded, pair_s * context_tokens, pair_s) for room_s, token_s, pair_s in rows
+            _root(room_s - curve_s - token_s * padded, linear, quadratic)
+            for room_s, token_s, linear, quadratic in lines
         )
         below = sizes[at - 1] - others if at else 0
         return min(fits, sizes[at] - others) if fits > below else max(0, below)
 
-    def _padding_tokens(self, tokens: int) -> int:
-        at = bisect_left(self.graph_sizes, tokens)
-        return self.graph_sizes[at] - tokens if at < len(self.graph_sizes) else 0
+    def _unpadded(self, lines: Sequence[tuple[float, float, float, float]], drafts: int, others: int) -> int:
+        """The root without padding: in the last of the curve's segments whose start fits."""
+        segments = self._segments
+
+        def starts_within(start: int, start_s: float) -> bool:
+            n = start - others
+            return all(
+                start_s + token_s * (n + drafts) + n * (linear + quadratic * n / 2) <= room_s
+                for room_s, token_s, linear, quadratic in lines
+            )
+
+        at = bisect_right(self._corners, others) - 1
+        while at + 1 < len(segments) and starts_within(segments[at + 1][0], segments[at + 1][1]):
+            at += 1
+        start, start_s, slope_s = segments[at]
+        offset_s = start_s - slope_s * (start - others)
+        tokens = min(
+            _root(room_s - offset_s - token_s * drafts, token_s + slope_s + linear, quadratic)
+            for room_s, token_s, linear, quadratic in lines
+        )
+        return tokens if at + 1 == len(segments) else min(tokens, segments[at + 1][0] - others)
+
+
+def _values(piece: Piece) -> tuple[float, ...]:
+    return tuple(getattr(piece, f.name) for f in fields(Piece))
+
+
+def _segments(curve: Sequence[tuple[int, float]]) -> list[tuple[int, float, float]]:
+    """(first token, seconds there, seconds per token) of each."""
+    segments = [(0, 0.0, curve[0][1])]
+    for (start, slope_s), (end, next_s) in pairwise(curve):
+        segments.append((end, segments[-1][1] + slope_s * (end - start), next_s))
+    return segments
+
+
+def _hull(segments: Sequence[tuple[int, float, float]]) -> list[tuple[float, float]]:
+    """(seconds at zero tokens, seconds per token) of the lines whose maximum is the curve's lower convex hull."""
+    corners: list[tuple[float, float]] = []
+    for tokens, seconds, _ in segments:
+        while len(corners) > 1 and _slope(corners[-2], corners[-1]) >= _slope(corners[-1], (tokens, seconds)):
+            corners.pop()
+        corners.append((tokens, seconds))
+    last_slope_s = segments[-1][2]
+    while len(corners) > 1 and _slope(corners[-2], corners[-1]) >= last_slope_s:
+        corners.pop()
+    slopes = [*(_slope(a, b) for a, b in pairwise(corners)), last_slope_s]
+    return [(seconds - slope_s * tokens, slope_s) for (tokens, seconds), slope_s in zip(corners, slopes, strict=True)]
+
+
+def _slope(a: tuple[float, float], b: tuple[float, float]) -> float:
+    return (b[1] - a[1]) / (b[0] - a[0])
 
 
 def _root(room: float, linear: float, quadratic: float) -> int:

@@ -1,19 +1,35 @@
-"""Learns a batch time from measured steps: least squares of the relative error, non-negative coefficients."""
+"""Learns a batch time from measured steps.
+
+The form is that of batch_time.py. Its curve has corners at the powers of two that the samples span. Pieces are added as
+long as a fifth of the samples, kept aside, is predicted better (max_affine.py says how they are found). Each stratum of
+samples weighs as the root of its size, so that many mixed steps don't drown the decodes.
+
+A term that no sample has gets no coefficient. CPU time per sequence can be told from the decodes' own only where steps
+have several chunks; elsewhere it is left to them. `fit_paper` is the form of SLOs-Serve (arXiv 2504.08784) on the same
+machinery: the larger of two lines in the tokens of a step, and a term for drafting.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
 from sloguard.perf.batch_time import Batch, BatchTime, Piece
+from sloguard.perf.max_affine import Problem, grow, refine
+from sloguard.rng import stream
 
-SPLITS_TOKENS = (64, 128, 192, 256, 384, 512, 768)  # first guesses of where arithmetic takes over from reading weights
-ROUNDS = 30  # alternations of "assign each sample to the larger piece" and "fit each piece"; a few suffice
-FEATURES = 5
+MIN_SAMPLES = 10
+MAX_PIECES = 4
+SELECT_SAMPLES = 80  # with fewer, none are kept aside, and there is one piece
+GROW_SAMPLES = 4000  # pieces are found on so many; all samples then say what they are
+GAIN = 0.97  # another piece is worth it if the error of the samples kept aside falls to this share
+FIRST_CORNER_TOKENS = 8
+
+Array = NDArray[np.float64]
+STRATA = ("decode", "prefill", "mixed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,75 +41,170 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
-    """A fitted batch time and how far it is off: `mape` and `p95_ape` are shares, `r2` of the seconds themselves."""
+class Residuals:
+    """How far predictions are off: `mape` and `p95_ape` are shares, `r2` is of the seconds themselves."""
 
-    model: BatchTime
+    n: int
     mape: float
     p95_ape: float
     r2: float
-    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A batch time and its residuals on the samples it was fitted on."""
+
+    model: BatchTime
+    residuals: Residuals
+    strata: Mapping[str, Residuals]
+
+
+Fitter = Callable[[Sequence[Sample]], Fit]
 
 
 def fit(samples: Sequence[Sample]) -> Fit:
-    """The better of one piece and two, by mean absolute relative error on `samples`.
+    """Raises ValueError for fewer than 10 samples or a step that took no time."""
+    _check(samples)
+    pieces = _pieces_worth_it(samples) if len(samples) >= SELECT_SAMPLES else 1
+    return _fit(_grow(samples, pieces, _our_columns, _our_model)[-1], samples)
 
-    Raises ValueError for fewer than 10 samples or a step that took no time.
-    """
-    if len(samples) < 2 * FEATURES:
-        raise ValueError(f"{len(samples)} samples are too few to fit {FEATURES} coefficients")
+
+def fit_paper(samples: Sequence[Sample]) -> Fit:
+    """T = max over two pieces of (k1*tokens + b), plus k2 a drafting step. Raises as `fit` does."""
+    _check(samples)
+    return _fit(_grow(samples, 2, _paper_columns, _paper_model)[-1], samples)
+
+
+def stratum(batch: Batch) -> str:
+    return "decode" if not batch.chunks else "mixed" if batch.decodes else "prefill"
+
+
+def predict(model: BatchTime, samples: Sequence[Sample]) -> Array:
+    return np.array([model.seconds(s.batch) for s in samples])
+
+
+def residuals(samples: Sequence[Sample], predicted: Array) -> Residuals:
     seconds = np.array([s.seconds for s in samples])
-    if np.any(seconds <= 0):
-        raise ValueError("every sample must have taken some time")
-    x = np.array([_features(s.batch) for s in samples])
-    tokens = x[:, 1] + x[:, 2]
-    candidates = [[_fit_piece(x, seconds)]]
-    candidates += [pieces for split in SPLITS_TOKENS if (pieces := _fit_two(x, seconds, tokens > split)) is not None]
-    best = min(candidates, key=lambda pieces: float(np.mean(_relative_errors(pieces, x, seconds))))
-    return residuals(BatchTime(tuple(Piece(*map(float, p)) for p in best)), samples)
-
-
-def residuals(model: BatchTime, samples: Sequence[Sample]) -> Fit:
-    """How well `model` predicts samples that it may not have been fitted on."""
-    seconds = np.array([s.seconds for s in samples])
-    predicted = np.array([model.seconds(s.batch) for s in samples])
     errors = np.abs(predicted / seconds - 1)
     unexplained = float(np.sum((predicted - seconds) ** 2))
     spread = float(np.sum((seconds - seconds.mean()) ** 2))
     r2 = 1 - unexplained / spread if spread else 0.0
-    return Fit(model, float(errors.mean()), float(np.percentile(errors, 95)), r2, len(samples))
+    return Residuals(len(samples), float(errors.mean()), float(np.percentile(errors, 95)), r2)
 
 
-def _features(batch: Batch) -> tuple[float, ...]:
-    """[5] in the order of `Piece`'s fields."""
-    return 1.0, batch.prefill_tokens, batch.decodes, batch.kv_tokens, batch.attention_pairs
+def by_stratum(samples: Sequence[Sample], predicted: Array) -> dict[str, Residuals]:
+    """Residuals of each stratum that has samples."""
+    kinds = np.array([stratum(s.batch) for s in samples])
+    parts = {kind: np.flatnonzero(kinds == kind) for kind in STRATA}
+    return {kind: residuals([samples[i] for i in at], predicted[at]) for kind, at in parts.items() if len(at)}
 
 
-def _fit_piece(x: NDArray[np.float64], seconds: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[5] coefficients minimising the squared relative error; columns are scaled so that all weigh alike."""
-    rows = x / seconds[:, None]
-    scale = np.maximum(rows.max(axis=0), 1e-12)
-    found = nnls(rows / scale, np.ones(len(rows)))[0]  # pyright: ignore[reportUnknownVariableType]
-    return np.asarray(found, dtype=np.float64) / scale
+def held_out(samples: Sequence[Sample], fitter: Fitter, folds: int = 5, seed: int = 0) -> Array:
+    """[n] each sample's seconds as predicted by a fit that has not seen its batch: equal batches share a fold."""
+    cells = {batch: i for i, batch in enumerate(dict.fromkeys(s.batch for s in samples))}
+    fold_of = stream(seed, "folds").permutation(len(cells)) % folds
+    fold = np.array([fold_of[cells[s.batch]] for s in samples])
+    predicted = np.zeros(len(samples))
+    for held in range(folds):
+        out = np.flatnonzero(fold == held)
+        if len(out):
+            model = fitter([samples[i] for i in np.flatnonzero(fold != held)]).model
+            predicted[out] = predict(model, [samples[i] for i in out])
+    return predicted
 
 
-def _fit_two(
-    x: NDArray[np.float64], seconds: NDArray[np.float64], upper: NDArray[np.bool_]
-) -> list[NDArray[np.float64]] | None:
-    """Two pieces by alternation (Magnani and Boyd, 2009); None where one of them is left without samples."""
-    pieces: list[NDArray[np.float64]] | None = None
-    for _ in range(ROUNDS):
-        if min(int(upper.sum()), int((~upper).sum())) < 2 * FEATURES:
-            return pieces
-        pieces = [_fit_piece(x[part], seconds[part]) for part in (~upper, upper)]
-        assigned = x @ pieces[1] > x @ pieces[0]
-        if np.array_equal(assigned, upper):
-            return pieces
-        upper = assigned
-    return pieces
+def _fit(model: BatchTime, samples: Sequence[Sample]) -> Fit:
+    predicted = predict(model, samples)
+    return Fit(model, residuals(samples, predicted), by_stratum(samples, predicted))
 
 
-def _relative_errors(
-    pieces: Sequence[NDArray[np.float64]], x: NDArray[np.float64], seconds: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    return np.abs(np.max([x @ piece for piece in pieces], axis=0) / seconds - 1)
+def _check(samples: Sequence[Sample]) -> None:
+    if len(samples) < MIN_SAMPLES:
+        raise ValueError(f"{len(samples)} samples are too few to fit a batch time; {MIN_SAMPLES} is the least")
+    if any(s.seconds <= 0 for s in samples):
+        raise ValueError("every sample must have taken some time")
+
+
+def _pieces_worth_it(samples: Sequence[Sample]) -> int:
+    kept = stream(0, "kept aside").random(len(samples)) < 0.2
+    test = [s for s, k in zip(samples, kept, strict=True) if k]
+    seconds, weights = np.array([s.seconds for s in test]), _weights(test)
+    train = [s for s, k in zip(samples, kept, strict=True) if not k]
+    models = _grow(train, MAX_PIECES, _our_columns, _our_model)
+    errors = [float(np.mean(weights * np.abs(predict(model, test) / seconds - 1))) for model in models]
+    return next(n for n, error in enumerate(errors, 1) if GAIN * error <= min(errors))
+
+
+Columns = tuple[Array, Array, tuple[int, ...]]  # [n, s] of all pieces, [n, f] of each, corners of the curve
+
+
+def _grow(
+    samples: Sequence[Sample],
+    pieces: int,
+    columns_of: Callable[[Sequence[Sample]], Columns],
+    model_of: Callable[[Array, Array, tuple[int, ...]], BatchTime],
+) -> list[BatchTime]:
+    """The models with 1, 2, ... pieces."""
+    shared, own, corners = columns_of(samples)
+    seconds = np.array([s.seconds for s in samples])
+    whole = Problem(shared, own, seconds, _weights(samples), len(corners))
+    if len(samples) <= GROW_SAMPLES:
+        found = grow(whole, pieces)
+    else:
+        some = np.sort(stream(0, "grow").permutation(len(samples))[:GROW_SAMPLES])
+        part = Problem(shared[some], own[some], seconds[some], whole.weights[some], len(corners))
+        found = [refine(whole, solution) for solution in grow(part, pieces)]
+    return [model_of(solution.shared, solution.own, corners) for solution in found]
+
+
+def _weights(samples: Sequence[Sample]) -> Array:
+    """[n] with mean 1."""
+    kinds = np.array([stratum(s.batch) for s in samples])
+    weights = np.ones(len(samples))
+    for kind in STRATA:
+        weights[kinds == kind] /= np.sqrt(max(1, np.sum(kinds == kind)))
+    return weights / weights.mean()
+
+
+def _our_columns(samples: Sequence[Sample]) -> Columns:
+    batches = [s.batch for s in samples]
+    tokens = np.array([b.prefill_tokens + b.draft_tokens + b.decodes for b in batches])
+    powers = (1 << k for k in range(30))
+    corners = (0, *(p for p in powers if max(tokens.min(), FIRST_CORNER_TOKENS) <= p < tokens.max()))
+    starts = np.array(corners)
+    segments = np.clip(tokens[:, None] - starts, 0, np.array([*corners[1:], np.inf]) - starts)
+    several = any(b.decodes and len(b.chunks) > 1 for b in batches)
+    rest = [(b.draft_steps, several * (len(b.chunks) + b.decodes)) for b in batches]
+    own = [
+        (
+            1.0,
+            b.prefill_tokens + b.draft_tokens,
+            b.decodes,
+            b.kv_tokens,
+            b.attention_pairs,
+            b.context_tokens,
+            mixed * b.kv_tokens,
+            mixed * b.kv_tokens / max(1, b.decodes),
+        )
+        for b in batches
+        for mixed in [bool(b.chunks)]
+    ]
+    return np.column_stack([segments, np.array(rest)]), np.array(own, dtype=np.float64), corners
+
+
+def _our_model(shared: Array, own: Array, corners: tuple[int, ...]) -> BatchTime:
+    *slopes, draft_step_s, sequence_s = shared.tolist()
+    curve = tuple(zip(corners, slopes, strict=True))
+    pieces = tuple(Piece(*piece) for piece in own.tolist())
+    return BatchTime(pieces, cpu_sequence_s=sequence_s, draft_step_s=draft_step_s, curve=curve)
+
+
+def _paper_columns(samples: Sequence[Sample]) -> Columns:
+    shared = np.array([[s.batch.draft_steps] for s in samples], dtype=np.float64)
+    own = [(1, s.batch.prefill_tokens + s.batch.draft_tokens + s.batch.decodes) for s in samples]
+    return shared, np.array(own, dtype=np.float64), ()
+
+
+def _paper_model(shared: Array, own: Array, corners: tuple[int, ...]) -> BatchTime:
+    pieces = tuple(Piece(base_s, token_s, token_s, 0.0, 0.0) for base_s, token_s in own.tolist())
+    return BatchTime(pieces, draft_step_s=float(shared[0]))

@@ -25,11 +25,12 @@ class KvCache:
         self.prefix_caching = prefix_caching
         self._blank = list(range(blocks))
         self._idle: OrderedDict[int, None] = OrderedDict()  # cached and unused, oldest first
-        self._users = [0] * blocks
-        self._key_of: dict[int, Hashable] = {}
-        self._cached: dict[Hashable, list[int]] = {}
+        self._sharers: dict[int, int] = {}  # of a block with several users, how many there are beside one
+        self._key_of: list[Hashable] = [None] * blocks  # meant only while a block is cached
+        self._cached: dict[Hashable, int] = {}
+        self._copies: dict[Hashable, list[int]] = {}  # later blocks with the text of a cached one, oldest first
         self._held: dict[str, list[int]] = {}
-        self._keyed: dict[str, int] = {}  # how many of a job's blocks are cached under their keys
+        self._keyed: dict[str, int] = {}  # how many of a job's blocks, from the first, are cached under their keys
 
     @property
     def free_blocks(self) -> int:
@@ -40,8 +41,11 @@ class KvCache:
         return self.blocks * self.block_tokens
 
     def cached_tokens(self, job: Job) -> int:
-        """Tokens of `job` that needn't be computed: whole blocks, and never its last known token."""
-        return len(self._hits(job)) * self.block_tokens
+        """Tokens of `job` that needn't be computed, never its last known one: whole blocks that are cached here, or
+        what another replica sent, which takes memory like any other once the job is admitted.
+        """
+        found = len(self._hits(job)) * self.block_tokens
+        return max(found, min(job.transferred_tokens, job.known_tokens - 1)) if job.transferred_tokens else found
 
     def admit(self, job: Job, cached_tokens: int, tokens: int, *, whole: bool = True, spare_blocks: int = 0) -> bool:
         """Takes `cached_tokens` (as `cached_tokens(job)` said) from the cache and room for `tokens` more.
@@ -50,14 +54,15 @@ class KvCache:
         `spare_blocks` then stay free. False, and nothing has changed, where memory does not suffice.
         """
         hits = self._hits(job)[: cached_tokens // self.block_tokens]
-        woken = sum(not self._users[block] for block in hits)  # idle blocks in use again are no longer free
+        woken = sum(block in self._idle for block in hits)  # idle blocks in use again are no longer free
         size = job.known_tokens if whole else cached_tokens + tokens
         if self._blocks_for(size) - len(hits) + woken + spare_blocks > self.free_blocks:
             return False
         for block in hits:
-            if not self._users[block]:
+            if block in self._idle:
                 del self._idle[block]
-            self._users[block] += 1
+            else:
+                self._sharers[block] = self._sharers.get(block, 0) + 1
         self._held[job.id] = hits
         self._keyed[job.id] = len(hits)
         self._extend(job, cached_tokens + tokens)
@@ -76,25 +81,23 @@ class KvCache:
 
     def release(self, job: Job) -> None:
         """The job leaves memory; what it cached stays until it is overwritten."""
-        for block in reversed(self._held.pop(job.id)):
-            self._users[block] -= 1
-            if self._users[block]:
-                continue
-            if block in self._key_of:
+        held, keyed = self._held.pop(job.id), self._keyed.pop(job.id)
+        self._blank += reversed(held[keyed:])
+        for block in reversed(held[:keyed]):
+            others = self._sharers.pop(block, 0)
+            if not others:
                 self._idle[block] = None
-            else:
-                self._blank.append(block)
-        del self._keyed[job.id]
+            elif others > 1:
+                self._sharers[block] = others - 1
 
     def _blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_tokens)
 
     def _extend(self, job: Job, size: int) -> None:
         held = self._held[job.id]
-        for _ in range(self._blocks_for(size) - len(held)):
-            block = self._blank.pop() if self._blank else self._overwrite()
-            self._users[block] = 1
-            held.append(block)
+        missing = self._blocks_for(size) - len(held)
+        if missing > 0:
+            held += self._take(missing)
         if self.prefix_caching:
             full = min(size, job.known_tokens) // self.block_tokens
             if full > self._keyed[job.id]:
@@ -102,28 +105,45 @@ class KvCache:
 
     def _cache(self, job: Job, held: list[int], full: int) -> None:
         for index in range(self._keyed[job.id], full):
-            key = _key(job, index)
-            self._key_of[held[index]] = key
-            self._cached.setdefault(key, []).append(held[index])
+            block, key = held[index], _key(job, index)
+            self._key_of[block] = key
+            if self._cached.setdefault(key, block) != block:
+                self._copies.setdefault(key, []).append(block)
         self._keyed[job.id] = full
 
-    def _overwrite(self) -> int:
-        block, _ = self._idle.popitem(last=False)
-        key = self._key_of.pop(block)
-        copies = self._cached[key]
-        copies.remove(block)
+    def _take(self, count: int) -> list[int]:
+        """So many blocks to be written: blank ones, then the idle, which lose what they hold."""
+        blocks = self._blank[-count:]
+        blocks.reverse()
+        del self._blank[-count:]
+        idle, key_of, cached = self._idle, self._key_of, self._cached  # read once for thousands of blocks
+        for _ in range(count - len(blocks)):
+            block, _ = idle.popitem(last=False)
+            key = key_of[block]
+            if key in self._copies:
+                self._drop_copy(key, block)
+            else:
+                del cached[key]
+            blocks.append(block)
+        return blocks
+
+    def _drop_copy(self, key: Hashable, block: int) -> None:
+        copies = self._copies[key]
+        if self._cached[key] == block:
+            self._cached[key] = copies.pop(0)
+        else:
+            copies.remove(block)
         if not copies:
-            del self._cached[key]
-        return block
+            del self._copies[key]
 
     def _hits(self, job: Job) -> list[int]:
         hits: list[int] = []
         if self.prefix_caching:
             for index in range((job.known_tokens - 1) // self.block_tokens):
-                copies = self._cached.get(_key(job, index))
-                if copies is None:
+                block = self._cached.get(_key(job, index))
+                if block is None:
                     break
-                hits.append(copies[0])
+                hits.append(block)
         return hits
 
 

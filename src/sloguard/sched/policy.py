@@ -66,4 +66,13 @@ class Policy(Protocol):
 
 POLICIES = {
     "vllm": "sloguard.sched.fcfs:Fcfs",
+    "vllm-v0": "sloguard.sched.vllm_v0:VllmV0",
+    "sarathi": "sloguard.sched.sarathi:Sarathi",
+    "sarathi-slo": "sloguard.sched.sarathi:SarathiSlo",
+    "edf": "sloguard.sched.deadline:Edf",
+    "srpf": "sloguard.sched.deadline:Srpf",
+    "qoserve": "sloguard.sched.qoserve:QoServe",
+    "scorpio": "sloguard.sched.scorpio:Scorpio",
+    "edf-sim": "sloguard.sched.edf_sim:EdfSim",
+    "slos-serve": "sloguard.sched.slos_serve:SlosServe",
 }

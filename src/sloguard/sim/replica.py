@@ -135,6 +135,19 @@ class Replica:
         self._late: dict[str, Job] = {}  # with async lag: what came after the coming step was decided
         self._aborted: set[str] = set()
         self._run: _Run | None = None
+        self._step_ends_s = 0.0
+
+    @property
+    def step_ends_s(self) -> float:
+        """When the step in progress ends, or the last one ended."""
+        if run := self._run:
+            return run.ends_s[bisect_left(run.ends_s, self.kernel.now_s)]
+        return self._step_ends_s
+
+    @property
+    def queued(self) -> list[Job]:
+        """What waits, whether the coming step was decided with it or not."""
+        return [*self.waiting.values(), *self._late.values()]
 
     def submit(self, job: Job) -> None:
         """Queues a job. Raises ValueError for one that is longer than `max_model_len`: the door refuses those."""
@@ -186,6 +199,7 @@ class Replica:
         if self.predicted:
             self.predicted.observe(batch, seconds)
         end_s = self.kernel.now_s + seconds + planned_s
+        self._step_ends_s = end_s
         self.stats.step_tokens += sum(plan.tokens.values())
         if alone and plan.holds_until_s > end_s and (run := self._long_run(plan, batch, end_s)):
             self._run = run

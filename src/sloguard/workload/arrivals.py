@@ -107,6 +107,34 @@ class OnOff:
         return burst_time_s + np.floor(burst_time_s / self.on_s) * self.off_s
 
 
+@dataclass(frozen=True, slots=True)
+class Hyperexponential:
+    """Clusters within bursts within pauses: each gap is of one of several kinds, exponential within its kind.
+
+    `kinds` lists (share of the gaps, their mean); only the ratios of the means count. Unlike gamma gaps of the same
+    coefficient of variation, whose shortest gaps are all but 0, it can be as uneven as recorded at every time scale.
+    """
+
+    rate: float
+    kinds: tuple[tuple[float, float], ...]
+
+    def __post_init__(self) -> None:
+        check_rate(self.rate, "rate")
+        if not (all(share > 0 and 0 < mean < np.inf for share, mean in self.kinds) and abs(self._shares - 1) < 1e-6):
+            raise SpecError(
+                "kinds of gaps", self.kinds, "not shares that sum to 1 with positive means", "Correct or refit them."
+            )
+
+    @property
+    def _shares(self) -> float:
+        return sum(share for share, _ in self.kinds)
+
+    def times(self, rng: np.random.Generator, n: int) -> Seconds:
+        upto = np.cumsum([share for share, _ in self.kinds])[:-1]
+        means = np.array([mean for _, mean in self.kinds])[np.searchsorted(upto, rng.random(n), side="right")]
+        return _paced(means * rng.standard_exponential(n), self.rate)
+
+
 class Scaling(StrEnum):
     """How a recorded trace is brought to another rate; reports name which was used.
 

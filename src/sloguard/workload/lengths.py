@@ -1,7 +1,8 @@
 """How long requests are: prompt (input) and output tokens, drawn before any clock starts.
 
-A `Marginal` is one length as an inverse distribution function; `Independent` makes pairs of two of them, `Empirical`
-draws whole recorded pairs. Each request takes the same number of draws, so a longer run begins with the shorter one.
+A `Marginal` is one length as an inverse distribution function; `Independent` makes pairs of two of them, `Conditional`
+pairs whose output depends on the prompt, `Empirical` draws whole recorded pairs. Each request takes the same number of
+draws, so a longer run begins with the shorter one.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from sloguard.errors import SpecError
 
 Tokens = NDArray[np.int64]
 
-# Percentiles that a `Quantiles` table lists; 0 and 100 are the smallest and largest length.
+# Percentiles that a `Quantiles` table lists; 0 and 100 are the smallest and largest length. The fine ones are for
+# lengths with several peaks.
 LEVELS = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)
+FINE_LEVELS = (0, 1, 5, *range(10, 100, 10), 95, 99, 100)
 
 
 class Marginal(Protocol):
@@ -99,23 +102,23 @@ class LogNormal:
 
 @dataclass(frozen=True, slots=True)
 class Quantiles:
-    """The lengths at the percentiles `LEVELS`, log-linear in between: for real lengths that no log-normal fits."""
+    """The lengths at the percentiles `levels`, log-linear in between: for real lengths that no log-normal fits."""
 
     tokens: tuple[int, ...]
+    levels: tuple[int, ...] = LEVELS
 
     def __post_init__(self) -> None:
         _check_range("percentiles", self.tokens[0] if self.tokens else 0, self.largest)
-        if len(self.tokens) != len(LEVELS) or list(self.tokens) != sorted(self.tokens):
-            raise SpecError(
-                "percentiles", self.tokens, f"needs {len(LEVELS)} rising lengths", f"One for each of {LEVELS}."
-            )
+        if len(self.tokens) != len(self.levels) or list(self.tokens) != sorted(self.tokens):
+            needed = f"needs {len(self.levels)} rising lengths"
+            raise SpecError("percentiles", self.tokens, needed, f"One for each of {self.levels}.")
 
     @property
     def largest(self) -> int:
         return self.tokens[-1] if self.tokens else 0
 
     def quantile(self, u: NDArray[np.float64]) -> Tokens:
-        return np.rint(np.exp(np.interp(u * 100, LEVELS, np.log(self.tokens)))).astype(np.int64)
+        return np.rint(np.exp(np.interp(u * 100, self.levels, np.log(self.tokens)))).astype(np.int64)
 
 
 class Lengths(Protocol):
@@ -147,6 +150,25 @@ class Independent:
         if self.max_total_tokens is not None:
             output = np.minimum(output, self.max_total_tokens - prompt)
         return np.stack([prompt, output], axis=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Conditional:
+    """An output that depends on the prompt: `outputs[k]` is that of the k-th of equal shares of the prompts, from the
+    shortest to the longest. Not cut at any window: whoever has one drops what is too long.
+    """
+
+    prompt: Marginal
+    outputs: tuple[Marginal, ...]
+
+    def draw(self, rng: np.random.Generator, n: int) -> Tokens:
+        return self.pairs(rng.random((n, 2)))
+
+    def pairs(self, u: NDArray[np.float64]) -> Tokens:
+        """[n, 2] prompt and output tokens at probabilities u [n, 2] in [0, 1)."""
+        share = (u[:, 0] * len(self.outputs)).astype(np.int64)
+        output = np.choose(share, [marginal.quantile(u[:, 1]) for marginal in self.outputs])
+        return np.stack([self.prompt.quantile(u[:, 0]), output], axis=1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,30 +1,38 @@
-"""Named workloads and recorded ones, turned into requests before any clock starts.
+"""Named workloads, scenarios and recorded workloads, turned into requests before any clock starts.
 
 Arrivals, lengths and classes come from streams of their own, so changing the rate changes no length, and all trials of
 a study with one seed are offered the same requests.
 
-The lengths of the named workloads are the percentiles (`LEVELS`) of public data within stated bounds. Prompt and output
+- A workload is lengths and arrivals; what is promised is said elsewhere. `tune` and `bench` offer workloads.
+- A scenario is one application or several, each with its promises (applications.py). `simulate` and `capacity` offer
+  scenarios, or a trace with the promises of one. In `NAME-s` every TPOT is twice as long.
+
+The lengths of the workloads are the percentiles (`LEVELS`) of public data within stated bounds. Prompt and output
 are drawn apart, for in the data kept their logs correlate by less than 0.07. Means and percentiles 5 to 95 of what is
 drawn lie within 7 % of the data's, the distributions within 0.05 (Kolmogorov-Smirnov).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from sloguard.errors import SpecError
 from sloguard.request import Request, Stage
 from sloguard.rng import stream
-from sloguard.slo import StageSLO
-from sloguard.workload.arrivals import Constant, Gamma, OnOff, Poisson, Replay, Scaling, check_rate
+from sloguard.slo import NO_SLO, StageSLO
+from sloguard.workload import figures
+from sloguard.workload.applications import APPLICATIONS, Application
+from sloguard.workload.arrivals import Constant, Gamma, Hyperexponential, OnOff, Poisson, Replay, Scaling, check_rate
 from sloguard.workload.lengths import Empirical, Independent, Lengths, Quantiles
-from sloguard.workload.traces import Row, Trace, read_trace
+from sloguard.workload.traces import DEFAULT_CLASS, Row, Trace, read_trace
 
-Process = Poisson | Gamma | Constant | OnOff
+Process = Poisson | Gamma | Constant | OnOff | Hyperexponential
 SHARE_TOLERANCE = 1e-6  # three shares of 0.333333 pass, a forgotten class does not
 
 
@@ -110,10 +118,7 @@ def build_requests(
 
     Raises SpecError naming the flag, or the file, line and field.
     """
-    if rate is not None:
-        check_rate(rate, "--request-rate")
-    if num_requests is not None and num_requests < 1:
-        raise SpecError("--num-requests", num_requests, "not a positive number", "Ask for at least 1 request.")
+    _check_size(rate, num_requests, "--request-rate")
     _check_classes(classes)
     if scaling is Scaling.THIN and (workload in WORKLOADS or rate is None):
         problem = "no rate is given to thin to" if rate is None else f"{workload} is no recorded trace"
@@ -132,18 +137,165 @@ def build_requests(
         else:
             if scaling is Scaling.THIN:
                 raise SpecError("--trace-scaling", str(scaling), f"{workload} has no arrival times", "Drop it.")
-            rows = _resampled(trace, rate, num_requests, seed, arrivals)
-    promised = _promises(rows, classes, seed)
-    return [
-        Request(
-            id=f"r{index}",
-            arrival_s=row.arrival_s or 0.0,
-            stages=(Stage(row.input_tokens, row.output_tokens, slo),),
-            slo_class=slo_class,
-            prefix=row.prefix,
-        )
-        for index, (row, (slo_class, slo)) in enumerate(zip(rows, promised, strict=True))
+            rows = _resampled(trace, rate, num_requests, seed, arrivals, "--request-rate")
+    return _requests(_promised(rows, classes, seed))
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """Applications, each with an equal share of the requests. `arrivals.rate` is what was recorded."""
+
+    name: str
+    arrivals: Process
+    applications: tuple[Application, ...]
+
+
+CONV = Poisson(rate=figures.CONV_RATE)
+CODE = Hyperexponential(rate=figures.CODE_RATE, kinds=figures.CODE_GAPS)
+RELAXED = "-s"  # SLOs-Serve's "-S" variants
+BEST_EFFORT = "best-effort"
+_FIRM = (
+    *(Scenario(app.name, CODE if app.name == "coder" else CONV, (app,)) for app in APPLICATIONS),
+    Scenario("mixed", CONV, APPLICATIONS),
+)
+SCENARIOS = {scenario.name: scenario for scenario in _FIRM} | {
+    scenario.name + RELAXED: Scenario(
+        scenario.name + RELAXED, scenario.arrivals, tuple(app.relaxed(2) for app in scenario.applications)
+    )
+    for scenario in _FIRM
+}
+
+
+def scenario_requests(
+    name: str,
+    *,
+    rate: float | None,
+    num_requests: int,
+    seed: int,
+    max_total_tokens: int | None = None,
+    best_effort_share: float = 0.0,
+) -> list[Request]:
+    """Requests of a scenario by arrival; the class of each is its application.
+
+    `rate` in requests/s: None is the recorded one. Requests that are longer than their application's limit or, where
+    given, `max_total_tokens` are left out and others drawn. A share of the requests, of a class of its own, is
+    promised nothing. A TTFT promised as a multiple still is one: see `resolve_slos`.
+
+    Raises SpecError naming the flag.
+    """
+    scenario = scenario_named(name)
+    _check_size(rate, num_requests)
+    if not 0 <= best_effort_share <= 1:
+        raise SpecError("--best-effort-share", best_effort_share, "not a share from 0 to 1", "Correct it.")
+    times_s = _at_rate(scenario.arrivals, rate).times(stream(seed, "arrivals"), num_requests)
+    apps = scenario.applications
+    drawn: list[int] = (stream(seed, "classes").random(num_requests) * len(apps)).astype(int).tolist()
+    stages = [
+        iter(app.draw(stream(seed, "lengths", app.name), drawn.count(i), max_total_tokens))
+        for i, app in enumerate(apps)
     ]
+    requests = [
+        Request(f"r{index}", at_s, next(stages[i]), apps[i].name)
+        for index, (at_s, i) in enumerate(zip(times_s.tolist(), drawn, strict=True))
+    ]
+    unpromised = stream(seed, BEST_EFFORT).random(num_requests) < best_effort_share
+    return [_unpromised(r) if free else r for r, free in zip(requests, unpromised.tolist(), strict=True)]
+
+
+def scenario_named(name: str) -> Scenario:
+    """Raises SpecError where there is none."""
+    if name not in SCENARIOS:
+        raise SpecError("--scenario", name, "no such scenario", f"Choose one of {', '.join(SCENARIOS)}.")
+    return SCENARIOS[name]
+
+
+class Traced(NamedTuple):
+    """`dropped` requests were too long, of those recorded up to the last one offered."""
+
+    requests: list[Request]
+    dropped: int
+
+
+def trace_requests(
+    path: str | Path,
+    *,
+    rate: float | None,
+    num_requests: int | None,
+    seed: int,
+    slo: StageSLO | str | None = None,
+    max_total_tokens: int | None = None,
+) -> Traced:
+    """The requests of a recorded trace, or drawn from a file of lengths, without those that are too long.
+
+    `rate` in requests/s stretches the trace (a file of lengths has Poisson arrivals); None is as recorded.
+    `num_requests`: None is all. `slo` is what each is promised, or the name of a scenario of one application, whose
+    first stage says it and whose name is the class; None is what the trace's own slo columns say.
+
+    Raises SpecError naming the flag, or the file, line and field.
+    """
+    _check_size(rate, num_requests)
+    try:
+        trace = read_trace(Path(path), num_requests if max_total_tokens is None else None, "--trace")
+    except FileNotFoundError:
+        raise SpecError("--trace", str(path), "no such file", "Give a .csv or .jsonl file, or one gzipped.") from None
+    if slo is not None and trace.has_slos:
+        raise SpecError("--trace", str(path), "its slo columns clash with the SLOs given", "Give SLOs in one place.")
+    longest = max_total_tokens or math.inf
+    long = [row.input_tokens + row.output_tokens > longest for row in trace.rows]
+    rows = tuple(row for row, is_long in zip(trace.rows, long, strict=True) if not is_long)
+    if not rows:
+        problem = f"each of its {len(long)} requests has more than {longest} tokens"
+        raise SpecError("--trace", str(path), problem, "Serve a model with a longer context.")
+    kept = Trace(trace.path, rows)
+    if kept.timed:
+        offered = _replayed(kept, rate, num_requests, seed, None, Scaling.STRETCH)
+        last = [i for i, is_long in enumerate(long) if not is_long][len(offered) - 1]
+        dropped = sum(long[:last])
+    else:
+        offered, dropped = _resampled(kept, rate, num_requests, seed, None, "--rate"), sum(long)
+    if slo is not None:
+        slo_class, promised = (DEFAULT_CLASS, slo) if isinstance(slo, StageSLO) else _promise_of(slo)
+        offered = [row._replace(slo_class=slo_class, slo=promised) for row in offered]
+    return Traced(_requests(offered), dropped)
+
+
+def resolve_slos(requests: Sequence[Request], zero_load_ttft_s: Callable[[int, int], float]) -> list[Request]:
+    """The same requests with every TTFT in seconds.
+
+    `zero_load_ttft_s(prompt_tokens, cached_tokens)` is the time an idle engine takes for a stage's whole prompt, of
+    which the conversation before it (`cached_tokens`) is context that needn't be computed.
+    """
+    return [replace(request, stages=_resolved(request.stages, zero_load_ttft_s)) for request in requests]
+
+
+def _resolved(stages: Sequence[Stage], zero_load_ttft_s: Callable[[int, int], float]) -> tuple[Stage, ...]:
+    known_tokens = 0
+    resolved: list[Stage] = []
+    for stage in stages:
+        zero_load_s = zero_load_ttft_s(known_tokens + stage.prompt_tokens, known_tokens)
+        resolved.append(replace(stage, slo=stage.slo.resolve(zero_load_s)))
+        known_tokens += stage.prompt_tokens + stage.output_tokens
+    return tuple(resolved)
+
+
+def _unpromised(request: Request) -> Request:
+    stages = tuple(replace(stage, slo=NO_SLO) for stage in request.stages)
+    return replace(request, stages=stages, slo_class=BEST_EFFORT)
+
+
+def _promise_of(name: str) -> tuple[str, StageSLO]:
+    app, *others = scenario_named(name).applications
+    if others:
+        fix = f"Choose one of {', '.join(s.name for s in SCENARIOS.values() if len(s.applications) == 1)}."
+        raise SpecError("--scenario", name, "promises several things, and a trace says not which to whom", fix)
+    return app.name, app.first_slo
+
+
+def _check_size(rate: float | None, num_requests: int | None, rate_flag: str = "--rate") -> None:
+    if rate is not None:
+        check_rate(rate, rate_flag)
+    if num_requests is not None and num_requests < 1:
+        raise SpecError("--num-requests", num_requests, "not a positive number", "Ask for at least 1 request.")
 
 
 def _at_rate(process: Process, rate: float | None) -> Process:
@@ -174,10 +326,12 @@ def _replayed(
     return [trace.rows[i]._replace(arrival_s=at_s) for i, at_s in zip(rows, times_s.tolist(), strict=True)]
 
 
-def _resampled(trace: Trace, rate: float | None, n: int | None, seed: int, arrivals: Process | None) -> list[Row]:
+def _resampled(
+    trace: Trace, rate: float | None, n: int | None, seed: int, arrivals: Process | None, rate_flag: str
+) -> list[Row]:
     problem = f"{trace.path} holds lengths without arrival times, so neither rate nor number follows from it"
     if arrivals is None and rate is None:
-        raise SpecError("--request-rate", rate, problem, "State the rate in requests per second, or inf.")
+        raise SpecError(rate_flag, rate, problem, "State the rate in requests per second, or inf.")
     if n is None:
         raise SpecError("--num-requests", n, problem, "State how many requests to draw.")
     return _drawn(_at_rate(arrivals or Poisson(1.0), rate), Empirical(trace.tokens()), n, seed)
@@ -195,10 +349,22 @@ def _check_classes(classes: Sequence[SloClass]) -> None:
         raise SpecError("SLO class shares", total, "they do not sum to 1", "Make them sum to 1.")
 
 
-def _promises(rows: Sequence[Row], classes: Sequence[SloClass], seed: int) -> list[tuple[str, StageSLO]]:
-    """[n] the class and promise of each request."""
+def _promised(rows: Sequence[Row], classes: Sequence[SloClass], seed: int) -> Sequence[Row]:
     if not classes:
-        return [(row.slo_class, row.slo) for row in rows]
+        return rows
     upto = np.cumsum([c.share for c in classes])
     drawn: list[int] = np.searchsorted(upto[:-1], stream(seed, "classes").random(len(rows)), side="right").tolist()
-    return [(classes[i].name, classes[i].slo) for i in drawn]
+    return [row._replace(slo_class=classes[i].name, slo=classes[i].slo) for row, i in zip(rows, drawn, strict=True)]
+
+
+def _requests(rows: Sequence[Row]) -> list[Request]:
+    return [
+        Request(
+            id=f"r{index}",
+            arrival_s=row.arrival_s or 0.0,
+            stages=(Stage(row.input_tokens, row.output_tokens, row.slo),),
+            slo_class=row.slo_class,
+            prefix=row.prefix,
+        )
+        for index, row in enumerate(rows)
+    ]

@@ -169,10 +169,10 @@ FORMATS = (
 EXPECTED = "Its first line must have the fields " + ", or ".join(",".join(f.fields) for f in FORMATS) + "."
 
 
-def read_trace(path: Path, limit: int | None = None) -> Trace:
+def read_trace(path: Path, limit: int | None = None, flag: str = "--workload") -> Trace:
     """All requests of a file, or the first `limit` where they are timed: a week's trace need not be read for a minute.
 
-    Raises FileNotFoundError where there is no such file, else SpecError naming file, line and field.
+    Raises FileNotFoundError where there is no such file, else SpecError naming file, line and field, or the flag.
     """
     try:
         with path.open("rb") as raw:
@@ -185,11 +185,11 @@ def read_trace(path: Path, limit: int | None = None) -> Trace:
         raise
     except (OSError, EOFError, zlib.error) as error:
         problem = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise SpecError("--workload", str(path), f"can't be read: {problem}", "Name a readable file.") from error
+        raise SpecError(flag, str(path), f"can't be read: {problem}", "Name a readable file.") from error
     except UnicodeDecodeError as error:
-        raise SpecError("--workload", str(path), "is no text file", EXPECTED) from error
+        raise SpecError(flag, str(path), "is no text file", EXPECTED) from error
     if not rows:
-        raise SpecError("--workload", str(path), "has no requests", "Add one line for each. " + EXPECTED)
+        raise SpecError(flag, str(path), "has no requests", "Add one line for each. " + EXPECTED)
     return Trace(path, rows)
 
 

@@ -1,0 +1,182 @@
+"""`sloguard capacity`: the largest rate that simulated engines serve well, policy by policy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from sloguard import __version__
+from sloguard.cli.progress import plain_console
+from sloguard.cli.sim_options import STDOUT, SimOptions, save_json, with_options
+from sloguard.errors import SpecError
+from sloguard.report.capacity import bracket_text, capacity_report
+from sloguard.report.capacity_figure import capacity_figure, check_figure
+from sloguard.report.files import check_writable
+from sloguard.sim.capacity import TARGET, TOLERANCE
+from sloguard.study.capacity import Capacity, Probe, Question, find_capacities, to_json
+from sloguard.study.jsonl import JsonLog
+from sloguard.study.sim_spec import SimSpec
+from sloguard.study.simulation import check, notes_on
+
+LOG_NAME, RESULT_NAME = "capacity.jsonl", "capacity.json"
+EXIT_NO_CAPACITY = 3
+
+
+@with_options(SimOptions)
+def command(
+    options: SimOptions,
+    target: Annotated[float, typer.Option(help="Share of the requests that must keep all their promises.")] = TARGET,
+    rates: Annotated[
+        str | None, typer.Option(metavar="LO:HI", help="Rates per GPU to look between; found if absent.")
+    ] = None,
+    tolerance: Annotated[float, typer.Option(help="Relative width of the bracket to end on.")] = TOLERANCE,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes; as many as there are cores if absent.")] = None,
+    figure: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the rates: .png or .svg.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Save the rows as JSON; - prints them.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Record every rate tried, so that --resume can go on.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the search in --out.")] = False,
+) -> int:
+    """Searches the largest request rate per GPU at which enough requests keep every promise and no backlog builds up.
+
+    Exit code: 0 found, 2 bad input, 3 some policy serves no rate that was tried.
+
+    Example: `sloguard capacity --scenario all --policy vllm,sarathi,slos-serve --model meta-llama/Llama-3.1-8B --gpu
+    A100-40GB --seeds 3 --figure capacity.svg`
+    """
+    question = Question(target, options.seeds, tolerance, _rates(rates))
+    _check_question(question)
+    specs = options.rows()
+    _check_files(figure, json_file, out, resume)
+    for spec in specs:
+        check(spec)
+    log = JsonLog(out / LOG_NAME) if out else None
+    with log.writer() if log else nullcontext(), _Live(specs) as live:
+        known = _known(log, specs, question, resume) if log else {}
+        live.recorded(len(known))
+
+        def on_probe(probe: Probe) -> None:
+            if log:
+                log.append("probe", asdict(probe))
+            live.probed(probe)
+
+        capacities = find_capacities(
+            specs,
+            question,
+            jobs=jobs or len(os.sched_getaffinity(0)),
+            known=known,
+            on_probe=on_probe,
+            on_row=live.found,
+        )
+    rows = [to_json(capacity, question) for capacity in capacities]
+    for path in (json_file, out / RESULT_NAME if out else None):
+        if path is not None:
+            save_json(path, {"rows": rows})
+    if figure:
+        figure.write_bytes(capacity_figure(rows, figure.suffix))
+    if json_file != STDOUT:
+        plain_console().print(capacity_report(rows, notes_on(specs)))
+    return 0 if all(row["capacity_per_gpu"] > 0 for row in rows) else EXIT_NO_CAPACITY
+
+
+def _rates(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    fix = "Write LO:HI in requests/s a GPU, e.g. 1:20."
+    try:
+        low, high = map(float, text.split(":"))
+    except ValueError:
+        raise SpecError("--rates", text, "is not LO:HI", fix) from None
+    if not 0 < low < high < float("inf"):
+        raise SpecError("--rates", text, "is no range of positive rates", fix)
+    return low, high
+
+
+def _check_question(question: Question) -> None:
+    if not 0 < question.target < 1:
+        raise SpecError("--target", question.target, "not a share above 0, below 1", "Give e.g. 0.9.")
+    if not 0.001 <= question.tolerance <= 1:
+        raise SpecError("--tolerance", question.tolerance, "not a share from 0.001 to 1", "Give e.g. 0.03.")
+
+
+def _check_files(figure: Path | None, json_file: Path | None, out: Path | None, resume: bool) -> None:
+    if figure:
+        check_figure("--figure", figure)
+        check_writable("--figure", figure)
+    if json_file is not None and json_file != STDOUT:
+        check_writable("--json", json_file)
+    if resume and out is None:
+        raise SpecError("--resume", True, "there is nothing to go on with", "Name the directory with --out.")
+    if out and out.exists() and not out.is_dir():
+        raise SpecError("--out", str(out), "is a file", "Give a directory; it is made if it doesn't exist.")
+    if out and not resume and JsonLog(out / LOG_NAME).exists():
+        raise SpecError("--out", str(out), "already holds a search", "Add --resume, or choose another directory.")
+
+
+def _known(log: JsonLog, specs: Sequence[SimSpec], question: Question, resume: bool) -> dict[tuple[str, float], Probe]:
+    """What is on record of this very search; a new log gets its header. Raises SpecError where it was another."""
+    header = {
+        "sloguard": __version__,
+        "question": {**asdict(question), "rates": list(question.rates) if question.rates else None},
+        "rows": [spec.to_json() for spec in specs],
+    }
+    if not log.exists():
+        log.clear()
+        log.append_header(header)
+        return {}
+    recorded = log.header()
+    for name, mine in header.items():
+        if recorded.get(name) != mine:
+            fix = "Resume with the same options, or search in another directory."
+            raise SpecError("--resume", str(log.path.parent), f"holds a search with another {name}", fix)
+    probes = [Probe.from_json(record) for record in log.records()]
+    return {(probe.row, probe.rate_per_gpu): probe for probe in probes}
+
+
+class _Live:
+    """Writes to stderr: a bar on a terminal, and always a line for each row that is done."""
+
+    def __init__(self, specs: Sequence[SimSpec]) -> None:
+        self._console = plain_console(stderr=True)
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._task = self._bar.add_task("searching", total=len(specs))
+        self._probes = 0
+
+    def __enter__(self) -> _Live:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def recorded(self, probes: int) -> None:
+        if probes:
+            self._console.print(f"resuming after {probes} rates tried")
+
+    def probed(self, probe: Probe) -> None:
+        self._probes += 1
+        bound = "<=" if probe.ended_early else ""
+        backlog = ", backlog" if probe.drained is False else ""
+        last = f"{probe.row} at {probe.rate_per_gpu:.3g}/s a GPU: {bound}{probe.attainment:.1%} met{backlog}"
+        self._bar.update(self._task, description=f"{self._probes} rates tried | {last}")
+
+    def found(self, capacity: Capacity) -> None:
+        spec, at = capacity.spec, capacity.at_capacity
+        met = f"{at.attainment:.1%} met" if at else "none"
+        bracket = bracket_text({"bracket": (capacity.bracket.low, capacity.bracket.high)})
+        self._console.print(
+            f"{spec.workload:<14} {spec.policy.text:<24} {spec.router.text:<14} {capacity.per_gpu:8.3f} req/s a GPU  "
+            f"{bracket:<20} {met:<10} {len(capacity.probes)} rates",
+            highlight=False,
+            markup=False,
+        )
+        self._bar.advance(self._task)

@@ -1,0 +1,170 @@
+"""Send a job where its promise can be kept with the most room to spare, as far as the batch times tell.
+
+Notation, for one replica and a job with deadline d:
+
+    n, K       jobs with a promised pace and their KV tokens, as if all decoded already, the job among them
+    P(w)       seconds to prefill w tokens beside n decodes, in batches as long as the tightest pace
+    W(x)       prompt tokens due by x that are not done: those queued at the snapshot and those sent since, less what
+               should have ended by now, one prompt after the other; and the job's own
+    s          when the step in progress ends
+    headroom   min over deadlines x >= d of x - s - P(W(x)): the new job delays all that is due after it;
+               -inf where the n decodes alone are too slow, or KV memory lacks for the prompts
+
+    near       of those whose room is nearly the most, the one that was sent a job longest ago: arrivals spread in time,
+               which a stale view can't see to. A difference counts as near up to a share of the time left
+    margin     a share of the time left that is kept free: raised by each refusal, for the replica that refused, and
+               decaying since
+    affinity   a replica that holds a beginning of the prompt, and has the room, is taken
+    explore    1 % of the jobs go anywhere, so that a replica that once refused is not avoided for ever
+    last hop   nobody could promise: as best effort, where there is least to do
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import inf, isfinite
+from typing import Literal
+
+import numpy as np
+
+from sloguard.perf.batch_time import Batch
+from sloguard.route.base import ReplicaState, Route
+from sloguard.route.prefixes import PrefixMap
+from sloguard.sched.job import Job
+
+NO_PACE_S = 0.1  # length of a batch where no job was promised a pace
+CANDIDATES = 16  # looked at for a job, of more replicas drawn anew each time
+EXPLORE = 0.01
+NEAR, NEAR_STALE = (
+    0.05,
+    0.2,
+)  # of the time left; with 4 replicas, 0.05 was best of 0 to 0.5 fresh, 0.2 with views 0.2 s old
+MARGIN_STEP, MARGIN_MOST, MARGIN_DECAY = 0.02, 0.5, 0.999  # one refusal in fifty jobs holds a margin of 40 %
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A job on its way to a replica whose snapshot does not show it yet."""
+
+    sent_s: float
+    due_s: float
+    tokens: int
+    tpot_s: float | None
+    blocks: int
+
+
+def headroom_s(now_s: float, job: Sent, state: ReplicaState, sent: Iterable[Sent] = ()) -> float:
+    """Seconds to spare for the tightest of the deadlines that `job` would delay, its own among them."""
+    coming = [*sent, job]
+    if state.waiting_blocks + sum(other.blocks for other in coming) > state.free_blocks:
+        return -inf
+    paced = [other.tpot_s for other in coming if other.tpot_s is not None]
+    budget_s = min((*paced, *(tpot_s for tpot_s, _ in state.paces[:1])), default=NO_PACE_S)
+    decodes = len(paced) + sum(jobs for _, jobs in state.paces)
+    kv_tokens = state.kv_tokens + sum(tokens for _, tokens in state.due) + sum(other.tokens for other in coming)
+    batch = min(state.time.inverse(budget_s, decodes=decodes, kv_tokens=kv_tokens), state.limits.max_num_batched_tokens)
+    if not batch:
+        return -inf
+
+    least_s, most_s = (state.time.seconds(Batch(((size, 0),), decodes, kv_tokens)) for size in (1, batch))
+
+    def prefill_s(tokens: int) -> float:
+        full, rest = divmod(tokens, batch)
+        return full * most_s + (least_s + (most_s - least_s) * rest / batch if rest else 0.0)
+
+    due: list[tuple[float, int]] = []
+    ends_s = state.busy_until_s
+    arrived = [(state.taken_s, *work) for work in state.due] + [(o.sent_s, o.due_s, o.tokens) for o in coming[:-1]]
+    for sent_s, due_s, tokens in arrived:
+        ends_s = max(ends_s, sent_s) + prefill_s(tokens)
+        if ends_s > now_s:
+            due.append((due_s, tokens))
+    due.append((job.due_s, job.tokens))
+    start_s = max(now_s, state.busy_until_s)
+    spare_s, before = inf, 0
+    for due_s, tokens in sorted(due):
+        before += tokens
+        if due_s >= job.due_s:
+            spare_s = min(spare_s, due_s - start_s - prefill_s(before))
+    return spare_s
+
+
+class Headroom:
+    """`packing` says which of the replicas with enough room is taken: the one with the "most", or with the "least",
+    which keeps the others free for jobs that need much.
+    """
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        packing: Literal["most", "least"] = "most",
+        explore: float = EXPLORE,
+        affinity: bool = True,
+    ) -> None:
+        if packing not in ("most", "least"):
+            raise ValueError(f"packing is 'most' or 'least', not {packing!r}")
+        self._rng, self._explore, self._affinity = rng, explore, affinity
+        self._packing = packing
+        self._turn = 0
+        self._last_turn: defaultdict[int, int] = defaultdict(int)
+        self._prefixes = PrefixMap()
+        self._margins: defaultdict[int, float] = defaultdict(float)
+        self._sent: defaultdict[int, dict[str, Sent]] = defaultdict(dict)
+
+    def choose(self, now_s: float, job: Job, replicas: Sequence[ReplicaState], tried: Sequence[int]) -> Route:
+        total = len(replicas)
+        if total == 1:
+            return Route(0)
+        if tried:
+            self._refused(tried[-1], job)
+        untried = [at for at in range(total) if at not in tried]
+        if untried:
+            chosen = self._best(now_s, job, replicas, untried)
+        else:
+            chosen = min(range(total), key=lambda at: replicas[at].tokens)
+        self._margins[chosen] *= MARGIN_DECAY
+        self._sent[chosen][job.id] = self._sending(now_s, job, replicas[chosen], 0)
+        self._prefixes.sent(job, chosen)
+        self._turn += 1
+        self._last_turn[chosen] = self._turn
+        return Route(chosen, len(untried))
+
+    def _best(self, now_s: float, job: Job, replicas: Sequence[ReplicaState], untried: list[int]) -> int:
+        if self._rng.random() < self._explore:
+            return untried[self._rng.integers(len(untried))]
+        found = self._prefixes.find(job) if self._affinity else None
+        holder, held_blocks = found if found and found[0] in untried else (-1, 0)
+        looked_at = untried
+        if len(untried) > CANDIDATES:
+            drawn = self._rng.choice(untried, CANDIDATES, replace=False).tolist()
+            looked_at = sorted({*drawn, holder} - {-1})
+        left_s = job.ttft_due_s - now_s
+        room: dict[int, tuple[float, int]] = {}  # seconds, and of equals the one with fewer tokens
+        for at in looked_at:
+            state = replicas[at]
+            sent = self._sent[at] = {k: s for k, s in self._sent[at].items() if s.sent_s > state.taken_s}
+            held = held_blocks * state.block_tokens if at == holder and state.prefix_caching else 0
+            spare_s = headroom_s(now_s, self._sending(now_s, job, state, held), state, sent.values())
+            if isfinite(left_s):
+                spare_s -= self._margins[at] * left_s
+            if at == holder and held and spare_s >= 0:
+                return at
+            room[at] = (spare_s, -state.tokens - sum(other.tokens for other in sent.values()))
+        enough = {at: of for at, of in room.items() if of[0] >= 0}
+        if not enough:
+            return max(room, key=lambda at: room[at])
+        if self._packing == "least" or not isfinite(left_s):
+            return min(enough, key=lambda at: (enough[at][0], -enough[at][1]))
+        stale = any(replicas[at].taken_s < now_s for at in enough)
+        least_s = max(spare_s for spare_s, _ in enough.values()) - left_s * (NEAR_STALE if stale else NEAR)
+        return min((at for at in enough if enough[at][0] >= least_s), key=lambda at: self._last_turn[at])
+
+    def _sending(self, now_s: float, job: Job, state: ReplicaState, held_tokens: int) -> Sent:
+        tokens = max(1, job.prompt_tokens - held_tokens)
+        return Sent(now_s, job.ttft_due_s, tokens, job.tpot_s, -(-tokens // state.block_tokens))
+
+    def _refused(self, replica: int, job: Job) -> None:
+        self._margins[replica] = min(MARGIN_MOST, self._margins[replica] + MARGIN_STEP)
+        self._sent[replica].pop(job.id, None)

@@ -1,0 +1,311 @@
+"""The next batch (SLOs-Serve, arXiv 2504.08784, algorithm 2).
+
+bound      the nearest token deadline ends the batch: of a decode, or of a prompt that can be finished by it; but no
+           batch is longer than the tightest pace, or whoever comes next waits too long
+decodes    those that are due: whose window (one TPOT, or what a draft yields) opens before the batch ends; so looser
+           tiers skip batches. Those that are not due yet take what prompts leave; without prompts all of them run
+prompts    fill the rest in order of deadline, the last one cut
+others     best-effort jobs come last, but for the tokens that are kept for them
+memory     where it is short, best-effort jobs are evicted, the youngest first, then the promised one that has computed
+           least; nothing promised is evicted to admit another
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, chain
+from math import ceil, inf
+
+from sloguard.perf.batch_time import Batch
+from sloguard.sched.job import Job
+from sloguard.sched.pb_star import Tiers
+from sloguard.sched.plan import Plan
+from sloguard.sched.policy import View
+from sloguard.sched.scene import Due, Scene
+
+MARGIN = 1.02  # by which a step may take longer than predicted without a deadline being missed
+HOLD_STEPS = 256
+LEAST_CHUNK_TOKENS = 16  # a smaller piece of a prompt is not worth its place in a batch
+
+
+class DynamicBatch:
+    """Builds one plan. `pace_s` is the tightest pace known, `fixed_tokens` a size that replaces the bound in time,
+    `kept_share` the part of the prefill tokens that best-effort jobs have first call on. Without `skip` all promised
+    decodes run.
+    """
+
+    def __init__(
+        self,
+        view: View,
+        scene: Scene,
+        tiers: Tiers,
+        pace_s: float,
+        fixed_tokens: int | None,
+        kept_share: float,
+        skip: bool,
+    ) -> None:
+        self._view, self._scene, self._tiers, self._pace_s = view, scene, tiers, pace_s
+        self._kv, self._time = view.kv, view.time
+        self._timed, self._kept_share, self._skip = fixed_tokens is None, kept_share, skip
+        limit = view.limits.max_num_batched_tokens
+        self._max_tokens = min(fixed_tokens or limit, limit)
+        self._tokens: dict[str, int] = {}
+        self._admit: dict[str, int] = {}
+        self._evicted: dict[str, Job] = {}
+        self._spare = list(scene.spare)  # what best-effort jobs still run, the youngest last
+        self._chunks: list[tuple[int, int]] = []
+        self._queued = {job.id for _, _, job in scene.queue}
+        self._least = min(LEAST_CHUNK_TOKENS, self._max_tokens)
+        self._decodes = self._kv_tokens = self._drafted = self._draft_steps = self._placed = 0
+
+    def plan(self, best_effort: bool) -> Plan:
+        scene = self._scene
+        prompts = sorted((*scene.prompts, *scene.queue))
+        bound_s = self._bound_s(prompts)
+        due, later = self._due(bound_s) if prompts and self._timed and self._skip else ([job for _, _, job in scene.decodes], [])
+        self._decode(due)
+        room = self._room(bound_s, prompts[0][2].computed_tokens if prompts else 0)
+        kept = min(max(1, ceil(self._kept_share * room)), self._wanted_by_others()) if self._kept_share else 0
+        room = self._fill(prompts, room - kept, bound_s, kept)
+        if later:
+            self._decode(self._fitting(later, bound_s, kept))
+            room = min(room, self._room(bound_s, 0) - kept)
+        if best_effort or not scene.promised:
+            self._others(bound_s, max(room, 0) + kept)
+        if not self._tokens:
+            self._something(prompts)
+        return Plan(self._tokens, self._admit, tuple(self._evicted), holds_until_s=self._holds_until_s())
+
+    # When the batch must end, and who must be in it.
+
+    def _bound_s(self, prompts: Sequence[Due]) -> float:
+        if not self._timed:
+            return inf
+        scene, time = self._scene, self._time
+        bound_s, decodes = self._pace_s, len(scene.decodes)
+        if decodes:
+            nearest_s = (min(scene.decodes)[0] - scene.now_s) / MARGIN
+            shortest_s = time.seconds(Batch((), decodes, scene.kv_tokens))
+            bound_s = min(bound_s, max(nearest_s, shortest_s))
+        wanted = 0
+        for before, (due_s, _, job) in enumerate(prompts):  # the first deadline by which all due until then can finish
+            left_s = (due_s - scene.now_s) / MARGIN
+            if left_s >= bound_s:
+                break
+            wanted += job.remaining_tokens
+            if left_s > 0 and time.inverse(left_s, decodes=decodes + before, kv_tokens=scene.kv_tokens) >= wanted:
+                return left_s
+        return bound_s
+
+    def _due(self, bound_s: float) -> tuple[list[Job], list[Job]]:
+        """Decodes that are due in a batch of this length, and the others by deadline."""
+        scene, tau_s = self._scene, self._tiers.tau_s
+        end_s = scene.now_s + bound_s
+        window_s = dict(zip(scene.tpots_s, tau_s, strict=True))
+        due: list[Job] = []
+        later: list[Due] = []
+        for entry in scene.decodes:
+            job = entry[2]
+            window = window_s.get(job.tpot_s or 0.0) or tau_s[scene.tier_of(job)]
+            if entry[0] - window < end_s:
+                due.append(job)
+            else:
+                later.append(entry)
+        later.sort()
+        return due, [job for _, _, job in later]
+
+    # Placing.
+
+    def _room(self, bound_s: float, context_tokens: int) -> int:
+        """Prefill tokens that the batch still takes."""
+        room = self._max_tokens - self._placed
+        if bound_s < inf and room > 0:
+            fits = self._time.inverse(
+                bound_s,
+                decodes=self._decodes + len(self._chunks),  # what sequences cost, other chunks cost too
+                kv_tokens=self._kv_tokens,
+                context_tokens=context_tokens,
+                draft_tokens=self._drafted,
+                draft_steps=self._draft_steps,
+            )
+            room = min(room, fits - sum(tokens for tokens, _ in self._chunks))
+        return room
+
+    def _decode(self, jobs: Iterable[Job]) -> None:
+        """A token for each of these, or what its tier verifies."""
+        tokens, evicted, kv = self._tokens, self._evicted, self._kv
+        drafting = max(self._tiers.verified, default=1) > 1
+        left = self._max_tokens - self._placed
+        count = kv_tokens = 0
+        wanted = 1
+        for job in jobs:
+            if left <= 0:
+                break
+            if evicted and job.id in evicted:
+                continue
+            if drafting:
+                known = self._view.limits.max_model_len - job.known_tokens
+                wanted = max(1, min(self._tiers.verified[self._scene.tier_of(job)], known, left))
+            if kv.grow(job, wanted) or self._make_room(job, wanted):
+                tokens[job.id] = wanted
+                left -= wanted
+                count += 1
+                kv_tokens += job.computed_tokens + 1
+                if drafting:
+                    self._drafted += wanted - 1
+                    self._draft_steps = max(self._draft_steps, wanted - 1)
+        self._decodes += count
+        self._kv_tokens += kv_tokens
+        self._placed = self._decodes + self._drafted + sum(n for n, _ in self._chunks)
+
+    def _fill(self, prompts: Iterable[Due], room: int, bound_s: float, kept: int) -> int:
+        """Chunks of promised prompts within `room`, of which it returns the rest."""
+        blocked = False
+        for _, _, job in prompts:
+            if room <= 0:
+                break
+            waits = job.id in self._queued
+            if job.id in self._evicted or (blocked and waits):
+                continue
+            placed = self._place(job, room, waits)
+            blocked |= not placed  # nobody overtakes a prompt that waits for memory
+            if placed:
+                room = min(room - placed, self._room(bound_s, 0) - kept)
+        return room
+
+    def _place(self, job: Job, room: int, waits: bool) -> int:
+        """Puts a chunk of at most `room` tokens into the batch; 0 where it is too small or memory doesn't hold it."""
+        context = self._kv.cached_tokens(job) if waits else job.computed_tokens
+        wanted = job.known_tokens - context
+        chunk = min(wanted, room)
+        if chunk < wanted and (chunk < self._least or not self._view.limits.enable_chunked_prefill):
+            return 0
+        if waits and not self._seat(job, context, chunk):
+            return 0
+        if not waits and not (self._kv.grow(job, chunk) or self._make_room(job, chunk)):
+            return 0
+        self._tokens[job.id] = chunk
+        self._chunks.append((chunk, context))
+        self._placed += chunk
+        return chunk
+
+    def _seat(self, job: Job, cached: int, chunk: int) -> bool:
+        """Lets a waiting job run. Only a promised one takes the place of others, and only of best-effort ones."""
+        limits = self._view.limits
+        running = len(self._view.running) - len(self._evicted) + len(self._admit)
+        promised = job.tier is not job.tier.BEST_EFFORT
+        while True:
+            spare = limits.watermark_blocks if running else 0
+            if running < limits.max_num_seqs and self._kv.admit(
+                job, cached, chunk, whole=limits.scheduler_reserve_full_isl, spare_blocks=spare
+            ):
+                self._admit[job.id] = cached
+                return True
+            if not (promised and self._spare):
+                return False
+            self._evict(self._spare.pop())
+            running -= 1
+
+    def _make_room(self, job: Job, tokens: int) -> bool:
+        """Evicts until `job` can grow; False where it must leave itself."""
+        best_effort = job.tier is job.tier.BEST_EFFORT
+        while not self._kv.grow(job, tokens):
+            if self._spare:
+                victim = self._spare[-1]
+                if victim is job:  # the youngest best-effort job waits with its KV until others leave
+                    return False
+                self._spare.pop()
+            elif best_effort:
+                return False
+            else:
+                scene = self._scene
+                rivals = (j for some in (scene.decodes, scene.prompts) for _, _, j in some if j.id not in self._evicted)
+                victim = min(rivals, key=lambda j: j.computed_tokens)
+            self._evict(victim)
+            if victim is job:
+                return False
+        return True
+
+    def _evict(self, job: Job) -> None:
+        self._kv.release(job)
+        self._evicted[job.id] = job
+        tokens = self._tokens.pop(job.id, 0)
+        if tokens and job.decoding:
+            self._decodes -= 1
+            self._kv_tokens -= job.computed_tokens + 1
+            self._drafted -= tokens - 1
+        elif tokens:
+            self._chunks.remove((tokens, job.computed_tokens))
+        self._placed -= tokens
+
+    def _fitting(self, jobs: Sequence[Job], bound_s: float, kept: int = 0) -> Sequence[Job]:
+        """As many of these decodes, from the first on, as fit the batch beside `kept` tokens."""
+        if bound_s == inf:
+            return jobs[: max(0, self._max_tokens - self._placed)]
+        kv_tokens = list(accumulate((job.computed_tokens + 1 for job in jobs), initial=self._kv_tokens))
+        chunks = tuple(self._chunks)
+
+        def seconds(more: int) -> float:
+            batch = Batch(chunks, self._decodes + more, kv_tokens[more], self._drafted + kept, self._draft_steps)
+            return self._time.seconds(batch)
+
+        upto = min(len(jobs), max(0, self._max_tokens - self._placed))
+        if seconds(upto) <= bound_s:
+            return jobs[:upto]
+        return jobs[: bisect_right(range(upto), bound_s, lo=1, key=seconds) - 1]
+
+    # Best effort.
+
+    def _wanted_by_others(self) -> int:
+        """Tokens that best-effort jobs could use at once, counted up to a whole batch."""
+        wanted = 0
+        for job in chain(self._scene.spare, self._scene.idle):
+            wanted += job.remaining_tokens
+            if wanted >= self._max_tokens:
+                break
+        return wanted
+
+    def _others(self, bound_s: float, room: int) -> None:
+        """Best-effort jobs within `room` tokens, or as many decodes as fit: running ones in order, then the queue."""
+        decodes = [job for job in self._spare if job.decoding]
+        fitting = self._fitting(decodes, bound_s)
+        decodes = fitting if len(fitting) >= room else decodes[:room]
+        before = self._decodes
+        for job in decodes:
+            if job.id not in self._evicted and (self._kv.grow(job, 1) or self._make_room(job, 1)):
+                self._tokens[job.id] = 1
+                self._decodes += 1
+                self._kv_tokens += job.computed_tokens + 1
+                self._placed += 1
+        room -= self._decodes - before
+        for job in self._scene.spare:
+            if room > 0 and job.id not in self._evicted and not job.decoding:
+                room -= self._place(job, room, False)
+        for job in self._scene.idle:
+            placed = self._place(job, room, True) if room > 0 else 0
+            if not placed:
+                break
+            room -= placed
+
+    def _something(self, prompts: Sequence[Due]) -> None:
+        """The batch is empty: no deadline may keep an engine idle that has work."""
+        scene, self._least = self._scene, 1
+        room = self._max_tokens
+        if self._view.limits.enable_chunked_prefill:
+            room = min(room, max(LEAST_CHUNK_TOKENS, self._room(self._pace_s, 0)))
+        jobs = chain((job for _, _, job in prompts), scene.spare, scene.idle)
+        waiting = self._queued | {job.id for job in scene.idle}
+        for job in jobs:
+            if job.id not in self._evicted and self._place(job, room, job.id in waiting):
+                return
+
+    def _holds_until_s(self) -> float:
+        """While all that runs decodes within the tightest pace and nobody waits, the next batches are the same."""
+        scene, view = self._scene, self._view
+        count = len(self._tokens)
+        if self._drafted or self._chunks or self._evicted or view.waiting or count < len(view.running) or not count:
+            return -inf
+        step_s = self._time.seconds(Batch((), count, self._kv_tokens))
+        last_s = self._time.seconds(Batch((), count, self._kv_tokens + HOLD_STEPS * count))
+        return scene.now_s + HOLD_STEPS * step_s if last_s <= self._pace_s else -inf

@@ -1,0 +1,192 @@
+"""`sloguard`: decide as late as possible, and set aside what costs most.
+
+batches    as `slos-serve` builds them (dynamic_batch.py): no longer than the nearest deadlines allow, streams that ran
+           ahead of their pace pause for prompts, drafts where the engine offers them
+deciding   a promise is made when a prompt starts, not when it comes. Until then nothing is reserved for it, and what
+           came since may take its place
+shedding   of the prompts that can't all be in time, the costliest wait (shed.py): most promises are kept so. One that
+           could not be in time even alone is best effort, as is one that is not asked for by a time
+pace       together, the promised decodes must leave a part of the engine's time, or nobody keeps pace
+memory     a promise is made only if all that are promised fit to their ends (memory_ahead.py), each with the answer it
+           is likely to give: many are held to their mean, which errs less than many cautious guesses
+reserve    the `COSTLY` jobs with the largest footprint (tokens of KV times steps they are held) must leave a part of
+           memory free that grows with it, up to `RESERVE`; cheaper ones may use it. This is trunk reservation (Miller
+           1969): a full memory turns away whoever comes next, and those it turns away should be the few that would keep
+           many others out
+best effort  as in `slos-serve`: leftovers, evicted first, with a share that grows with the age of the eldest
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+
+import numpy as np
+
+from sloguard.perf.batch_time import Batch
+from sloguard.sched.dynamic_batch import MARGIN, DynamicBatch, kept_share, tiers_of
+from sloguard.sched.job import Job, Tier
+from sloguard.sched.memory_ahead import MemoryAhead, Row
+from sloguard.sched.pb_star import Tiers
+from sloguard.sched.plan import Plan
+from sloguard.sched.policy import View
+from sloguard.sched.scene import Due, Scene, look, prompt_due_s
+from sloguard.sched.scene import pace_s as pace_of_s
+from sloguard.sched.shed import Prompt, set_aside
+
+BUSY = 0.95  # of the time, what promised decodes may take
+FULL = 0.98  # of memory, what promises may reserve
+SPARE_FULL = 0.9  # and what best-effort jobs may fill it to
+COSTLY = 0.15
+RESERVE = 0.2
+FOOTPRINTS = 256  # remembered, to know which are large
+PROBE_TOKENS = (512, 1536)  # between which the cost of a prompt token is taken
+LEAST_DECODES = 8  # from which on that of a decode is
+
+
+class Sloguard:
+    """Ablations: without `shed` prompts wait in order of deadline until they are late; without `reserve` memory is
+    given to whoever comes first; without `speculation` nothing is drafted.
+    """
+
+    def __init__(self, *, shed: bool = True, reserve: bool = True, speculation: bool = True) -> None:
+        self.shed, self.reserve, self.speculation = shed, reserve, speculation
+        self._undecided: set[str] = set()
+        self._latest: deque[float] = deque()
+        self._footprints: list[float] = []  # the latest, sorted
+        self._pace_s = float("inf")
+
+    def plan(self, now_s: float, view: View) -> Plan:
+        scene = look(now_s, view)
+        scene.set_tiers(scene.new)
+        if scene.tpots_s:
+            self._pace_s = scene.tpots_s[0]
+        tiers = tiers_of(view, scene, self.speculation)
+        pace_s = min(tiers.tau_s, default=self._pace_s)
+        new = list(scene.new)
+        declined: tuple[str, ...] = ()
+        if new or scene.idle:
+            memory = MemoryAhead(_row(view, job) for _, _, job in chain(scene.decodes, scene.prompts, scene.queue))
+            if new:
+                declined = self._choose(view, scene, tiers, pace_s, memory)
+            if scene.idle and not _spare_fits(view, scene, memory):
+                scene.idle.clear()
+        made = DynamicBatch(view, scene, tiers, pace_s, None, kept_share(scene), True).plan(True)
+        for job in new:
+            if job.id in made.admit and job.tier is Tier.NEW:
+                job.tier = Tier.PROMISED
+        return replace(made, decline=declined) if declined else made
+
+    def _choose(self, view: View, scene: Scene, tiers: Tiers, pace_s: float, memory: MemoryAhead) -> tuple[str, ...]:
+        """Queues the prompts that may start now; returns those that had better be another replica's."""
+        self._remember(view, scene.new)
+        costs = _Costs.of(view, scene)
+        in_time: list[Due] = []
+        set_back: list[Job] = []
+        for order, job in enumerate(scene.new):
+            due_s = prompt_due_s(job)
+            if costs.prompt * (job.known_tokens - view.kv.cached_tokens(job)) <= due_s - scene.now_s - costs.step:
+                in_time.append((due_s, scene.jobs + order, job))
+            elif job.hops_left:
+                set_back.append(job)
+            else:
+                job.tier = Tier.BEST_EFFORT
+                scene.idle.append(job)
+        in_time.sort()
+        gone = self._shed(view, scene, in_time, costs, pace_s) if self.shed else set[str]()
+        load = costs.load(scene, tiers, pace_s)
+        for entry in in_time:
+            job = entry[2]
+            row = _row(view, job)
+            room = view.kv.capacity_tokens * (FULL - self._reserved(view, job))
+            added = costs.decode / pace_of_s(job)
+            if job.id in gone or load + added > BUSY or (len(memory) and memory.peak_tokens(row) > room):
+                set_back.append(job)
+            else:
+                memory.add(row)
+                load += added
+                insort(scene.queue, entry)
+        scene.new.clear()
+        return tuple(job.id for job in set_back if job.hops_left)
+
+    def _shed(self, view: View, scene: Scene, in_time: Sequence[Due], costs: _Costs, pace_s: float) -> set[str]:
+        """Ids of the new prompts that would keep others from being in time."""
+        due_s = np.array([due for due, _, _ in scene.decodes]) - scene.now_s
+        tpot_s = np.array([pace_of_s(job) for _, _, job in scene.decodes])
+        promised = {job.id for _, _, job in chain(scene.prompts, scene.queue)}
+        prompts: list[Prompt] = []
+        order = sorted((*scene.prompts, *scene.queue, *in_time))
+        for prompt_due, _, job in order:
+            left_s = max(0.0, prompt_due - scene.now_s)
+            tokens = float(np.sum(np.maximum(np.floor((left_s - due_s) / tpot_s) + 1, 0)))
+            room_s = left_s - tokens * costs.decode - costs.step * max(1.0, left_s / pace_s)
+            cached = 0 if job.computed_tokens else view.kv.cached_tokens(job)
+            work_s = costs.prompt * (job.remaining_tokens - cached)
+            prompts.append(Prompt(work_s, room_s, job.value, job.id in promised))
+        return {order[i][2].id for i in set_aside(prompts)}
+
+    # Memory.
+
+    def _remember(self, view: View, new: Sequence[Job]) -> None:
+        """Footprints of jobs that were not there before."""
+        for job in new:
+            if job.id not in self._undecided:
+                footprint = _footprint(view, job)
+                self._latest.append(footprint)
+                insort(self._footprints, footprint)
+                if len(self._latest) > FOOTPRINTS:
+                    del self._footprints[bisect_left(self._footprints, self._latest.popleft())]
+        self._undecided = {job.id for job in new}
+
+    def _reserved(self, view: View, job: Job) -> float:
+        """The part of memory that this job must leave to cheaper ones."""
+        if not self.reserve:
+            return 0.0
+        rank = bisect_left(self._footprints, _footprint(view, job)) / len(self._footprints)
+        return RESERVE * max(0.0, rank - (1 - COSTLY)) / COSTLY
+
+
+@dataclass(frozen=True, slots=True)
+class _Costs:
+    """Seconds: of the shortest `step`, and of each `prompt` token and `decode` in a batch of many."""
+
+    step: float
+    prompt: float
+    decode: float
+
+    @classmethod
+    def of(cls, view: View, scene: Scene) -> _Costs:
+        few, many = PROBE_TOKENS
+        seconds = view.time.seconds
+        prompt = (seconds(Batch(((many, 0),))) - seconds(Batch(((few, 0),)))) / (many - few)
+        n = max(len(scene.decodes), LEAST_DECODES)
+        kv_tokens = scene.kv_tokens * n // max(len(scene.decodes), 1)
+        decode = (seconds(Batch((), 2 * n, 2 * kv_tokens)) - seconds(Batch((), n, kv_tokens))) / n
+        return cls(seconds(Batch(((1, 0),))) * MARGIN, prompt * MARGIN, decode * MARGIN)
+
+    def load(self, scene: Scene, tiers: Tiers, pace_s: float) -> float:
+        """The part of the time that takes the promised decodes, those of prompts on their way included."""
+        load = self.step / pace_s
+        for n, tau_s, verified in zip(scene.n, tiers.tau_s, tiers.verified, strict=True):
+            load += n * (self.decode + (verified - 1) * self.prompt) / tau_s
+        ahead = (job for _, _, job in chain(scene.prompts, scene.queue))
+        return load + sum(self.decode / pace_of_s(job) for job in ahead)
+
+
+def _spare_fits(view: View, scene: Scene, memory: MemoryAhead) -> bool:
+    """Whether the next best-effort job may start: a full memory would only have to evict it again."""
+    spare_tokens = sum(sum(_row(view, job)) for job in (*scene.spare, scene.idle[0]))
+    alone = not len(memory) and not scene.spare
+    return alone or memory.peak_tokens() + spare_tokens <= SPARE_FULL * view.kv.capacity_tokens
+
+
+def _row(view: View, job: Job) -> Row:
+    return max(1, view.lengths.mean_tokens(job) - job.generated_tokens), job.known_tokens
+
+
+def _footprint(view: View, job: Job) -> float:
+    output = view.lengths.mean_tokens(job)
+    return (job.prompt_tokens + output / 2) * output

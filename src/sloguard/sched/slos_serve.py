@@ -1,0 +1,240 @@
+"""SLOs-Serve (arXiv 2504.08784): promises are made where they can be kept, and batches are built to keep them.
+
+admission  new jobs are decided at the step that first sees them (admission.py). What can't be promised is declined
+           while another replica may be asked, and is best effort after that
+again      best-effort jobs that are still in time are considered again where the paper replans: after more than 10
+           arrivals, more than 6 finished jobs, or 0.1 s
+memory     a promise reserves the blocks of the whole answer as expected (View.lengths). Those promised before need,
+           together, the peak of their sum: it falls by a whole job whenever one of them ends
+batches    dynamic_batch.py, with drafts per tier where the engine offers them (speculate.py)
+waiting    best-effort jobs have first call on a share of each batch's prefill tokens, at least one: it grows from 0 to
+           `KEPT_SHARE` over the first `KEPT_AFTER_S` seconds of the eldest one's age, and promises count on the rest
+           only. From that age on no promise may take its memory either. So the eldest waits at most `KEPT_AFTER_S`,
+           plus its tokens / (KEPT_SHARE * prefill tokens a second), plus what promises made before need to end
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import chain
+from math import ceil, inf
+
+from sloguard.sched.admission import Demand, Problem, best_choice, by_density, holds, in_order
+from sloguard.sched.dynamic_batch import MARGIN, DynamicBatch
+from sloguard.sched.job import Job, Tier
+from sloguard.sched.memory_ahead import MemoryAhead, Row
+from sloguard.sched.pb_star import PbStar, Tiers
+from sloguard.sched.plan import Plan
+from sloguard.sched.policy import View
+from sloguard.sched.scene import Scene, in_time, look, prompt_due_s
+from sloguard.sched.speculate import draft_tiers
+
+REPLAN_ARRIVALS, REPLAN_FINISHES, REPLAN_S = 10, 6, 0.1
+EXACT_UPTO = 10  # new jobs
+MAX_STATES = 1000  # of the exact choice; a state takes 1 to 2 microseconds, so this is the paper's 2 ms
+MAX_OFFERS = 64  # jobs considered at once, earliest deadline first: the others are as if they came later
+STAGE_WEIGHT = 0.1
+MARG = True
+SCARCE = 0.5  # share of the memory that promises take from which on all decodes run: who ends sooner frees it sooner
+KEPT_SHARE = 0.1
+KEPT_AFTER_S = 30.0
+
+
+@dataclass(slots=True)
+class AdmissionStats:
+    """Decisions by how they were made (`all_fit`: everything offered held, so there was nothing to choose), and jobs
+    by outcome.
+    """
+
+    all_fit: int = 0
+    dp: int = 0
+    greedy: int = 0
+    edf: int = 0
+    promised: int = 0
+    best_effort: int = 0
+    declined: int = 0
+
+
+class SlosServe:
+    """`admission`: "dp" is exact whatever it takes, "greedy" by density, "edf" by deadline, "auto" exact where that is
+    quick, else greedy. `fixed_batch` replaces batches bounded by deadlines by ones of so many tokens. Without
+    `best_effort`, what is not promised runs only while nothing promised is there.
+    """
+
+    def __init__(
+        self,
+        *,
+        speculation: bool = True,
+        fixed_batch: int | None = None,
+        best_effort: bool = True,
+        admission: str = "auto",
+    ) -> None:
+        if admission not in ("auto", "dp", "greedy", "edf"):
+            raise ValueError(f"admission is auto, dp, greedy or edf, not {admission!r}")
+        self.speculation, self.fixed_batch, self.best_effort = speculation, fixed_batch, best_effort
+        self.admission = admission
+        self.stats = AdmissionStats()
+        self._expected: dict[str, int] = {}
+        self._missed_out: set[str] = set()  # made best effort here, and still in time when last looked at
+        self._replanned_s = -inf
+        self._peak_share = 0.0  # of the memory, by what was promised when last looked at
+        self._stage_tokens = 0.0  # what a later stage adds to a conversation, learnt
+        self._arrivals = self._finishes = self._running = 0
+        self._pace_s = inf  # the tightest TPOT seen last: whoever comes next may ask for it
+
+    def plan(self, now_s: float, view: View) -> Plan:
+        scene = look(now_s, view)
+        self._arrivals += len(scene.new)
+        self._finishes += max(0, self._running - len(view.running))
+        self._learn_stages(view, scene)
+        offers = self._offers(scene)
+        scene.set_tiers(offers)
+        tiers = self._tiers(view, scene)
+        self._pace_s = pace_s = min(tiers.tau_s, default=self._pace_s)
+        kept_share = self._kept_share(scene)
+        declined = self._decide(view, scene, tiers, kept_share, offers) if offers else ()
+        skip = self._peak_share < SCARCE
+        made = DynamicBatch(view, scene, tiers, pace_s, self.fixed_batch, kept_share, skip).plan(self.best_effort)
+        self._running = len(view.running) + len(made.admit) - len(made.evict)
+        return replace(made, decline=declined) if declined else made
+
+    def _tiers(self, view: View, scene: Scene) -> Tiers:
+        offered, tpots_s = view.speculation, [tpot_s / MARGIN for tpot_s in scene.tpots_s]
+        if not (self.speculation and offered and offered.max_draft_tokens and tpots_s):
+            return Tiers.plain(tpots_s)
+        return draft_tiers(view.time, tpots_s, scene.n, offered, scene.kv_tokens / max(sum(scene.n), 1))
+
+    def _kept_share(self, scene: Scene) -> float:
+        if not self.best_effort or not (scene.spare or scene.idle):
+            return 0.0
+        eldest_s = min(job.arrival_s for job in chain(scene.spare, scene.idle))
+        return KEPT_SHARE * min(1.0, max(0.0, scene.now_s - eldest_s) / KEPT_AFTER_S)
+
+    # Admission.
+
+    def _offers(self, scene: Scene) -> list[Job]:
+        """What is to be decided now: new jobs, and at the paper's moments those that could not be promised before and
+        are still in time. A job that came as best effort belongs to a request that is lost already.
+        """
+        due = self._arrivals > REPLAN_ARRIVALS or self._finishes > REPLAN_FINISHES
+        if not due and scene.now_s < self._replanned_s + REPLAN_S:
+            return scene.new
+        self._replanned_s, self._arrivals, self._finishes = scene.now_s, 0, 0
+        others = [
+            job for job in chain(scene.spare, scene.idle) if job.id in self._missed_out and in_time(job, scene.now_s)
+        ]
+        self._missed_out = {job.id for job in others}
+        return scene.new + others
+
+    def _decide(self, view: View, scene: Scene, tiers: Tiers, kept_share: float, offers: list[Job]) -> tuple[str, ...]:
+        """Sets the tiers of `offers` and puts them where they belong; returns those to decline."""
+        runs = {job.id for job in scene.spare}
+        seats = max(0, view.limits.max_num_seqs - scene.promised)
+        offered = sorted(offers, key=prompt_due_s)[: min(seats, MAX_OFFERS)]
+        chosen = self._choose(view, scene, tiers, kept_share, offered, runs) if offered else set[str]()
+        declined: list[str] = []
+        for job in offers:
+            if job.id in chosen:
+                scene.promise(job, job.id in runs)
+                self.stats.promised += 1
+            elif job.tier is Tier.NEW and job.hops_left:
+                declined.append(job.id)
+                self.stats.declined += 1
+            elif job.tier is Tier.NEW:
+                job.tier = Tier.BEST_EFFORT
+                self._missed_out.add(job.id)
+                scene.idle.append(job)
+                self.stats.best_effort += 1
+        scene.new.clear()
+        scene.spare = [job for job in scene.spare if job.id not in chosen]
+        scene.idle = [job for job in scene.idle if job.id not in chosen]
+        return tuple(declined)
+
+    def _choose(
+        self, view: View, scene: Scene, tiers: Tiers, kept_share: float, offered: list[Job], runs: set[str]
+    ) -> set[str]:
+        """The ids of those that are promised."""
+        now_s, kv, block = scene.now_s, view.kv, view.kv.block_tokens
+        memory = self._memory_ahead(view, scene)
+        peak_tokens = memory.peak_tokens()
+        demands: list[Demand] = []
+        for job in offered:
+            computed = job.computed_tokens if job.id in runs else kv.cached_tokens(job)
+            tokens = job.known_tokens - computed if not (job.id in runs and job.decoding) else 0
+            blocks = ceil((job.prompt_tokens + self._final_tokens(view, job)) / block) if not MARG else ceil((memory.peak_tokens(self._row(view,job))-peak_tokens)/block)
+            due_s = (prompt_due_s(job) - now_s) / MARGIN if tokens else 0.0
+            demands.append(Demand(due_s, tokens, scene.tier_of(job), blocks, job.value, id=job.id))
+        for waits, some in ((False, scene.prompts), (True, scene.queue)):
+            for due_s, _, job in some:
+                tokens = job.remaining_tokens - (kv.cached_tokens(job) if waits else 0)
+                left_s = max(0.0, due_s - now_s) / MARGIN
+                demands.append(Demand(left_s, tokens, scene.tier_of(job), promised=True))
+        self._peak_share = peak_tokens / kv.capacity_tokens
+        kept_blocks = self._kept_blocks(view, scene) if kept_share >= KEPT_SHARE else 0
+        prompts = [demand.tokens for demand in demands]
+        ahead = PbStar(
+            view.time,
+            tiers,
+            kv_tokens=peak_tokens / max(scene.promised, 1),
+            context_tokens=sum(prompts) // (2 * len(prompts)),
+            max_tokens=min(self.fixed_batch or view.limits.max_num_batched_tokens, view.limits.max_num_batched_tokens),
+            longest_s=self._pace_s,
+            share=1 - kept_share,
+        )
+        free_blocks = int(kv.blocks - peak_tokens / block) - kept_blocks
+        problem = Problem.of(demands, scene.n, free_blocks, ahead)
+        return {problem.demands[i].id for i in self._solve(problem)}
+
+    def _solve(self, problem: Problem) -> set[int]:
+        stats, free = self.stats, problem.free
+        if holds(problem, set(free)):
+            stats.all_fit += 1
+            return set(free)
+        if self.admission == "edf":
+            stats.edf += 1
+            return in_order(problem, free)
+        if self.admission == "dp" or (self.admission == "auto" and len(free) <= EXACT_UPTO):
+            best = best_choice(problem, MAX_STATES if self.admission == "auto" else None)
+            if best is not None:
+                stats.dp += 1
+                return best
+        stats.greedy += 1
+        return in_order(problem, by_density(problem))
+
+    # Memory.
+
+    def _learn_stages(self, view: View, scene: Scene) -> None:
+        """From promised jobs that were not promised here: they are later stages of requests that were."""
+        for _, _, job in scene.queue:
+            if not job.generated_tokens and job.id not in self._expected:
+                added = job.prompt_tokens - view.kv.cached_tokens(job) + self._expected_tokens(view, job)
+                self._stage_tokens += STAGE_WEIGHT * (added - self._stage_tokens)
+
+    def _expected_tokens(self, view: View, job: Job) -> int:
+        """As first guessed, until the answer outgrows it."""
+        expected = self._expected.get(job.id, 0)
+        if expected <= job.generated_tokens:
+            expected = self._expected[job.id] = view.lengths.output_tokens(job)
+        return expected
+
+    def _final_tokens(self, view: View, job: Job) -> float:
+        """What will come after the prompt: the answer, and what later stages add to the conversation."""
+        return self._expected_tokens(view, job) + job.stages_left * self._stage_tokens
+
+    def _row(self, view: View, job: Job) -> Row:
+        """Tokens to come, and held by then, of which the last block may be all but empty."""
+        return (
+            ceil(self._final_tokens(view, job)) - job.generated_tokens,
+            job.known_tokens + view.kv.block_tokens,
+        )
+
+    def _memory_ahead(self, view: View, scene: Scene) -> MemoryAhead:
+        """Of promised jobs."""
+        jobs = [job for some in (scene.decodes, scene.prompts, scene.queue) for _, _, job in some]
+        if len(self._expected) > 2 * len(jobs) + 1024:
+            self._expected = {job.id: self._expected[job.id] for job in jobs if job.id in self._expected}
+        return MemoryAhead(self._row(view, job) for job in jobs)
+
+    def _kept_blocks(self, view: View, scene: Scene) -> int:
+        eldest = min(chain(scene.spare, scene.idle), key=lambda job: job.arrival_s)
+        return -(-(eldest.prompt_tokens + self._expected_tokens(view, eldest)) // view.kv.block_tokens)

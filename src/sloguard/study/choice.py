@@ -1,0 +1,101 @@
+"""A class with options, written as one word of a command line.
+
+    NAME[:key=value]...                    a name of the family's table
+    package.module:Class[:key=value]...    one's own class; the working directory is importable
+    a,b,c                                  several
+
+What has no `=` is the class, what has one is an option; the class comes first. Options are the keyword arguments of the
+class. A value is a number, `true` or `false`, or text, as in TOML but for the quotes, which text needs not have.
+"""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sloguard.errors import SpecError
+from sloguard.registry import load
+from sloguard.trial import Value
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """`text` is what the user wrote, and how reports call it."""
+
+    text: str
+    name: str
+    options: tuple[tuple[str, Value], ...] = ()
+
+    def without(self, keys: Collection[str]) -> tuple[Choice, dict[str, Value]]:
+        """The choice less the options named `keys`, and those."""
+        kept = tuple((key, value) for key, value in self.options if key not in keys)
+        return Choice(self.text, self.name, kept), {k: v for k, v in self.options if k in keys}
+
+    def make(self, table: Mapping[str, str], field: str, method: str, given: Mapping[str, Any] | None = None) -> Any:
+        """An object of the class. `given` are arguments that are not the user's: those that the class takes are passed.
+
+        Raises SpecError, naming `field`, for a class that there isn't, an option it doesn't take or a value it refuses.
+        """
+        made = load(table, self.name, field, method)
+        parameters = inspect.signature(made).parameters
+        allowed = [name for name, p in parameters.items() if p.kind in _BY_NAME and name not in (given or {})]
+        for key, value in self.options:
+            if key not in allowed:
+                takes = f"It takes: {', '.join(allowed)}." if allowed else "It takes none."
+                raise SpecError(field, self.text, f"{self.name} has no option {key!r}", takes)
+            default = parameters[key].default
+            if isinstance(default, bool | int | float) and not _alike(value, default):
+                fix = f"Its default is {str(default).lower()}."
+                raise SpecError(field, self.text, f"{key} takes no {type(value).__name__}", fix)
+        own = {key: value for key, value in (given or {}).items() if key in parameters}
+        try:
+            return made(**own, **dict(self.options))
+        except (ValueError, TypeError) as error:
+            raise SpecError(field, self.text, f"{self.name} refuses it: {error}", "Correct the option.") from error
+
+
+_BY_NAME = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def _alike(value: Value, default: bool | float) -> bool:
+    """Whether a value may stand where this default does: bools for bools, numbers for numbers, text nowhere."""
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    return isinstance(value, int) if isinstance(default, int) else isinstance(value, int | float)
+
+
+def read_choices(text: str, field: str) -> list[Choice]:
+    """Raises SpecError where a part can't be read or two are the same."""
+    choices = [_read(part.strip(), field) for part in text.split(",")]
+    for choice in choices:
+        if choices.count(choice) > 1:
+            raise SpecError(field, text, f"{choice.text!r} is given twice", "Give each once.")
+    return choices
+
+
+def _read(text: str, field: str) -> Choice:
+    fix = "Write NAME or NAME:key=value, or package.module:Class:key=value."
+    parts = text.split(":")
+    named = [part for part in parts if "=" not in part]
+    if not 1 <= len(named) <= 2 or parts[: len(named)] != named or not all(named):
+        raise SpecError(field, text, "can't be read", fix)
+    options: dict[str, Value] = {}
+    for part in parts[len(named) :]:
+        key, _, value = part.partition("=")
+        if not key.isidentifier() or not value:
+            raise SpecError(field, text, f"{part!r} is not key=value", fix)
+        if key in options:
+            raise SpecError(field, text, f"{key} is given twice", "Give each option once.")
+        options[key] = _value(value)
+    return Choice(text, ":".join(named), tuple(options.items()))
+
+
+def _value(text: str) -> Value:
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    return value if isinstance(value, bool | int | float | str) else text

@@ -1,0 +1,84 @@
+"""A class with options as one word of a command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from sloguard.errors import SpecError
+from sloguard.study.choice import Choice, read_choices
+
+
+@dataclass
+class Fast:
+    seed: int
+    size: int = 1
+    share: float = 0.5
+    on: bool = True
+    mode: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.share > 1:
+            raise ValueError("a share is at most 1")
+
+    def plan(self) -> None: ...
+
+
+TABLE = {"fast": f"{__name__}:Fast"}
+
+
+def made(text: str) -> Fast:
+    (choice,) = read_choices(text, "--policy")
+    return choice.make(TABLE, "--policy", "plan", {"seed": 7, "nobody_takes": 1})
+
+
+def test_options_are_typed_as_toml_and_text_needs_no_quotes():
+    assert made("fast") == Fast(7)
+    assert made("fast:size=3:share=0.25:on=false:mode=dp") == Fast(7, 3, 0.25, False, "dp")
+    assert made("fast:share=1") == Fast(7, share=1)
+    assert made('fast:mode="8"') == Fast(7, mode="8")
+
+
+def test_ones_own_class_takes_options_too():
+    assert made(f"{__name__}:Fast:size=9") == Fast(7, 9)
+
+
+def test_several_are_read_in_order():
+    names = [(c.text, c.name, c.options) for c in read_choices("a, b:k=1 ,m.n:C:k=x", "--policy")]
+    assert names == [("a", "a", ()), ("b:k=1", "b", (("k", 1),)), ("m.n:C:k=x", "m.n:C", (("k", "x"),))]
+
+
+def test_options_can_be_taken_out():
+    kept, taken = Choice("t", "n", (("a", 1), ("b", 2))).without({"a", "z"})
+    assert kept == Choice("t", "n", (("b", 2),))
+    assert taken == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "can't be read"),
+        ("a,,b", "can't be read"),
+        ("a:b:c", "can't be read"),
+        ("a:k=1:b", "can't be read"),
+        (":k=1", "can't be read"),
+        ("a:=1", "is not key=value"),
+        ("a:k=", "is not key=value"),
+        ("a:k=1:k=2", "given twice"),
+        ("a:k=1,a:k=1", "given twice"),
+        ("nobody", "Choose one of fast"),
+        ("fast:sise=3", "no option 'sise'. It takes: size, share, on, mode"),
+        ("fast:seed=3", "no option 'seed'"),
+        ("fast:size=big", "size takes no str"),
+        ("fast:size=1.5", "size takes no float"),
+        ("fast:size=true", "size takes no bool"),
+        ("fast:on=1", "on takes no int"),
+        ("fast:share=2.0", "a share is at most 1"),
+        ("no.such_module:Class", "can't be imported"),
+    ],
+)
+def test_what_is_wrong_is_named_with_the_flag(text, says):
+    with pytest.raises(SpecError, match="--policy") as error:
+        made(text)
+    assert says in str(error.value)
