@@ -41,7 +41,7 @@ SHAPES_BAR, REPLAY_BAR = 0.15, 0.10
 SLO_S = (0.5, 0.05)  # TTFT, TPOT
 TIGHT = 1.2  # a second promise: so many times the run's measured medians, where errors show
 
-console = Console(width=150)
+console = Console(width=180)
 
 
 def main() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -44,12 +44,15 @@ SPREAD = 0.4  # of the log of a rate around its start: what the samples don't sa
 SAMPLES_A_GROUP = 300
 OUTLIER = 0.1  # a log error from here on counts by its size, not its square
 
+TERMS = (  # the coefficients of a Piece that predictions have
+    "base_s", "prefill_token_s", "decode_s", "kv_token_s", "attention_pair_s", "context_token_s", "mixed_kv_token_s",
+)  # fmt: skip
 Group = tuple[str, ModelShape, int, str]  # GPU, model, tensor-parallel ranks, kernels measured
 
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """`terms` [steps, 7] are what a Piece's coefficients multiply."""
+    """`terms` [steps, 7] are what the coefficients in TERMS multiply."""
 
     terms: NDArray[np.float64]
     tokens: NDArray[np.float64]
@@ -191,7 +194,7 @@ def seconds(rates: Rates, group: Group, steps: Steps) -> NDArray[np.float64]:
     """[steps] predicted, without the CPU's part, which composed steps do not have."""
     gpu, model, tp, _ = group
     time = predicted_time(model, GPUS[gpu], tp, rates)
-    found = (steps.terms @ np.array([astuple(piece) for piece in time.pieces]).T).max(axis=1)
+    found = (steps.terms @ np.array([[getattr(piece, name) for piece in time.pieces] for name in TERMS])).max(axis=1)
     if not time.curve:
         return found
     corners = [tokens for tokens, _ in time.curve]

@@ -51,6 +51,7 @@ HOMES = {
     "torch": {"optim/constrained.py"},
     "sklearn": {"optim/forest.py"},
     "pynvml": {"engine/gpu_detect.py", "engine/gpu_memory.py"},
+    "matplotlib": {"report/capacity_figure.py"},
     "typer": {"cli/*"},
 }
 

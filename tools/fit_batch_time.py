@@ -1,15 +1,15 @@
-"""Fits the batch-time coefficients that sloguard ships (src/sloguard/perf/coefficients.py) and prints its rows.
+"""Fits the batch-time coefficients that sloguard ships and prints the module that holds them.
 
-    python tools/fit_batch_time.py DATA_DIR
+    python tools/fit_batch_time.py DATA_DIR > src/sloguard/perf/rows.py
 
-DATA_DIR holds `derived_batch_times_aic_vidur.csv.gz` (steps composed from kernel times, one row each) and
-`aic_vllm/SYSTEM_VERSION_{gemm,context_attention,generation_attention}_perf.parquet` (AIConfigurator's vLLM kernel
-tables). Models in the first file are fitted on it. Others are composed here from the kernel tables:
+DATA_DIR holds `derived_batch_times_*.csv.gz` (steps composed from kernel times, one row each; perf/samples.py says the
+columns) and `aic_vllm/SYSTEM_VERSION_{gemm,context_attention,generation_attention}_perf.parquet` (AIConfigurator's vLLM
+kernel tables). Models in the first files are fitted on them. Others are composed here from the kernel tables:
 
     layer = GEMM(qkv) + GEMM(o) + GEMM(gate_up) + GEMM(down) + attention + elementwise;  step = layers*layer + lm_head
 
 GEMM and attention are interpolated in the tables' own axes; elementwise is the first file's for Llama-3.1-8B, scaled
-with the layer's width because it moves bytes. Needs pyarrow.
+with the layer's width because it moves bytes. Needs pyarrow. How well each fit did goes to stderr.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from __future__ import annotations
 import argparse
 import csv
 import gzip
+import sys
+import textwrap
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple
 from functools import cache
 from pathlib import Path
 
@@ -26,13 +29,23 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from sloguard.perf.batch_time import Batch
-from sloguard.perf.fit import Fit, Sample, fit, residuals
+from sloguard.perf.fit import Sample, fit, held_out, residuals
 from sloguard.perf.model_shape import ModelShape
 from sloguard.perf.models import MODELS
+from sloguard.perf.samples import Group, read_samples
 
-TABLES = {"A100-80GB": ("a100_sxm", "0.14.0"), "H100": ("h100_sxm", "0.24.0"), "H200": ("h200_sxm", "0.24.0")}
-MEASURED = {"meta-llama/Llama-3.1-8B": ("Llama-3.1-8B", 1), "meta-llama/Llama-3.1-70B": ("Llama-3.1-70B", 4)}
-COMPOSED = ("Qwen/Qwen2-1.5B",)
+AIC = {"A100-80GB": ("a100_sxm", "0.14.0"), "H100": ("h100_sxm", "0.24.0"), "H200": ("h200_sxm", "0.24.0")}
+AIC_MODELS = {
+    "meta-llama/Llama-3.1-8B": ("Llama-3.1-8B", 1),
+    "meta-llama/Llama-3.1-70B": ("Llama-3.1-70B", 4),
+    "meta-llama/Llama-2-70b-hf": ("Llama-2-70B", 4),
+}
+AIC_COMPOSED = ("Qwen/Qwen2-1.5B",)
+PROFILED = (
+    ("RTX-PRO-6000", "meta-llama/Llama-3.1-8B", "RTXPRO6000"),
+    ("RTX-PRO-6000", "Qwen/Qwen3-32B", "RTXPRO6000"),
+    ("RTX-4090", "meta-llama/Llama-3.1-8B", "RTX4090"),
+)
 WIDTH_OF = MODELS["meta-llama/Llama-3.1-8B"]
 
 PREFILLS = (0, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -40,57 +53,67 @@ DECODES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 384, 512, 1024)
 CONTEXTS = (128, 512, 1024, 2048, 4096)
 MAX_KV_TOKENS = 1_400_000  # what 40 GB hold of the smallest model's KV
 
+HEAD = '''"""GPU time of steps, fitted by tools/fit_batch_time.py, which printed this module: don't edit it.
+
+One entry a GPU, model and tensor-parallel degree: kernels measured, mean relative error on held-out steps, pieces (the
+fields of batch_time.Piece), curve (from so many tokens on, seconds a token).
+"""
+
+Fitted = tuple[str, str, int, str, float, tuple[tuple[float, ...], ...], tuple[tuple[int, float], ...]]
+
+# fmt: off
+FITTED: tuple[Fitted, ...] = ('''
+
 Step = Callable[[int, int, int], float]  # (prefill tokens, decodes, context of each) -> ms
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data_dir", type=Path)
-    data_dir: Path = parser.parse_args().data_dir
-    measured = read_composed_steps(data_dir / "derived_batch_times_aic_vidur.csv.gz")
-    for gpu, table in TABLES.items():
-        for model, (name, tp) in MEASURED.items():
-            report(gpu, model, tp, measured[(*table, name, tp)])
-        for model in COMPOSED:
-            if (data_dir / "aic_vllm" / f"{table[0]}_{table[1]}_gemm_perf.parquet").exists():
+    print(HEAD)
+    for row in groups(parser.parse_args().data_dir):
+        print(entry(*row), flush=True)
+    print(")")
+
+
+def groups(data_dir: Path) -> Iterator[tuple[str, str, int, str, list[Sample]]]:
+    """(GPU, model, tensor-parallel degree, kernels, samples) of each entry."""
+    tables: dict[Group, list[Sample]] = {}
+    for path in sorted(data_dir.glob("derived_batch_times_*.csv.gz")):
+        with gzip.open(path, "rt") as file:
+            tables |= read_samples(csv.DictReader(file))
+    for gpu, table in AIC.items():
+        kernels = f"AIConfigurator, vLLM {table[1]}"
+        for model, (name, tp) in AIC_MODELS.items():
+            yield gpu, model, tp, kernels, tables[*table, name, str(tp)]
+        if (data_dir / "aic_vllm" / f"{table[0]}_{table[1]}_gemm_perf.parquet").exists():
+            for model in AIC_COMPOSED:
                 step = compose(MODELS[model], data_dir, table, elementwise(data_dir, table))
-                report(gpu, model, 1, sample_grid(step))
+                yield gpu, model, 1, kernels, sample_grid(step)
+    for gpu, model, name in PROFILED:
+        yield gpu, model, 1, "LLMServingSim, vLLM 0.19", tables[name, model, "1"]
 
 
-def report(gpu: str, model: str, tp: int, samples: list[Sample]) -> None:
+def entry(gpu: str, model: str, tp: int, kernels: str, samples: list[Sample]) -> str:
     found = fit(samples)
-    held_out = cross_validate(samples)
-    print(f"# {gpu} {model} TP{tp}: {found.n} steps, MAPE {found.mape:.1%} (held out {held_out:.1%}), "
-          f"p95 {found.p95_ape:.1%}, R2 {found.r2:.4f}")  # fmt: skip
-    for piece in found.model.pieces:
-        row = (piece.base_s, piece.prefill_token_s, piece.decode_s, piece.kv_token_s, piece.attention_pair_s)
-        scales = (1e3, 1e6, 1e6, 1e9, 1e12)
-        print(
-            "    Piece("
-            + ", ".join(f"{v * s:.4g}e-{len(str(int(s))) - 1}" for v, s in zip(row, scales, strict=True))
-            + "),"
-        )
+    kept_out = residuals(samples, held_out(samples, fit))
+    print(f"{gpu} {model} TP{tp}: {found.residuals}; held out {kept_out}", file=sys.stderr, flush=True)
+    pieces = [f"({', '.join(number(x) for x in astuple(piece))})," for piece in found.model.pieces]
+    curve = ", ".join(f"({start}, {number(slope)})" for start, slope in merged(found.model.curve))
+    lines = [f'    ("{gpu}", "{model}", {tp}, "{kernels}", {kept_out.mape:.3f},']
+    lines += [f"     ({pieces[0]}", *(f"      {piece}" for piece in pieces[1:])]
+    lines[-1] += "),"
+    return "\n".join([*lines, *textwrap.wrap(f"({curve})),", 118, initial_indent=" " * 5, subsequent_indent=" " * 6)])
 
 
-def cross_validate(samples: list[Sample], folds: int = 5) -> float:
-    """Mean absolute relative error on steps that were not fitted."""
-    fold = np.random.default_rng(0).permutation(len(samples)) % folds
-    parts: list[Fit] = []
-    for held in range(folds):
-        model = fit([s for s, f in zip(samples, fold, strict=True) if f != held]).model
-        parts.append(residuals(model, [s for s, f in zip(samples, fold, strict=True) if f == held]))
-    return sum(p.mape * p.n for p in parts) / len(samples)
+def number(x: float) -> str:
+    return f"{x:.4g}".replace("e-0", "e-") if x else "0.0"
 
 
-def read_composed_steps(path: Path) -> dict[tuple[str, str, str, int], list[Sample]]:
-    steps: dict[tuple[str, str, str, int], list[Sample]] = defaultdict(list)
-    with gzip.open(path, "rt") as file:
-        for row in csv.DictReader(file):
-            key = (row["system"], row["vllm_kernels"], row["model"], int(row["tp"]))
-            prefill = int(row["num_prefill_tokens"])
-            batch = _batch(prefill, int(row["num_decode_tokens"]), int(row["context_per_decode"]))
-            steps[key].append(Sample(batch, float(row["total_ms"]) / 1e3))
-    return steps
+def merged(curve: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Without corners at which the slope stays the same to the digits printed."""
+    slopes = [number(slope) for _, slope in curve]
+    return [corner for i, corner in enumerate(curve) if not i or slopes[i] != slopes[i - 1]]
 
 
 def sample_grid(step: Step) -> list[Sample]:

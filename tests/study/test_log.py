@@ -74,7 +74,7 @@ def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(
     ("lines", "complaint"),
     [
         (["[]"], "line 1"),
-        (['{"kind": "trial"}'], "line 1: is not a study header"),
+        (['{"kind": "trial"}'], "line 1: is not a header"),
         (['{"kind": "header", "schema": 99}'], "schema 99"),
         (
             ['{"kind": "header", "schema": 1, "spec": {}, "engine": {}}', json.dumps(trial(2).to_json())],

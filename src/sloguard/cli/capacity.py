@@ -146,7 +146,12 @@ class _Live:
 
     def __init__(self, specs: Sequence[SimSpec]) -> None:
         self._console = plain_console(stderr=True)
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
         self._task = self._bar.add_task("searching", total=len(specs))
         self._probes = 0

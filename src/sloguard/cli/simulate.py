@@ -40,7 +40,12 @@ def command(
         check(spec)
     rows: list[dict[str, Any]] = []
     console = plain_console(stderr=True)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("", total=len(specs) * options.seeds)
         for spec in specs:

@@ -5,7 +5,7 @@ A run is a function of (seed, config, requests): the same trial gives the same t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from sloguard.sched.fcfs import Fcfs
 from sloguard.sched.kv import KvCache
 from sloguard.sim.kernel import Kernel
 from sloguard.sim.memory import weight_bytes
+from sloguard.sim.noise import jitter
 from sloguard.sim.replica import OnDecline, OnTokens, Replica
 from sloguard.sim.serve import simulate
 from sloguard.sim.settings import KNOBS, Settings, check_value, read_settings
@@ -151,7 +152,7 @@ class SimulatedEngine:
         self, settings: Settings, begun: Start, requests: Sequence[Request], rng: np.random.Generator
     ) -> list[Timeline]:
         step_time = self._step_time(settings)
-        scale = _jitter(rng, self.noise)
+        scale = jitter(rng, self.noise)
 
         def replica(kernel: Kernel, on_tokens: OnTokens, on_decline: OnDecline) -> Replica:
             kv = KvCache(begun.memory.kv_blocks, settings.block_size, settings.enable_prefix_caching)
@@ -201,12 +202,6 @@ def _defaults(model: ModelShape, gpu: Gpu, fixed: Mapping[str, Value]) -> Config
         "watermark": 0.0,
     }
     return Config({**own, **vllm_defaults(VLLM_VERSION, gpu), **fixed})
-
-
-def _jitter(rng: np.random.Generator, spread: float) -> Iterator[float]:
-    run = float(rng.lognormal(0.0, spread))
-    while True:
-        yield from (run * rng.lognormal(0.0, spread, size=1024)).tolist()
 
 
 def _last_s(timelines: Sequence[Timeline]) -> float:

@@ -83,8 +83,8 @@ class StepTime(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One linear function of a batch: b, a, d, k, q, c, m and l of the notation, in seconds per unit. Only `base_s` may be
-    negative, and not in every piece of a batch time.
+    """One linear function of a batch: b, a, d, k, q, c, m and l of the notation, in seconds per unit. Only `base_s` may
+    be negative, and not in every piece of a batch time.
     """
 
     base_s: float
@@ -272,9 +272,7 @@ class BatchTime:
         """
         others = draft_tokens + decodes
         mean = 1 / decodes if decodes else 0.0
-        reading = (
-            (b, a, d, k + m + length_s * mean, q, c) for b, a, d, k, q, c, m, length_s in self._rows
-        )
+        reading = ((b, a, d, k + m + length_s * mean, q, c) for b, a, d, k, q, c, m, length_s in self._rows)
         lines = [
             (
                 gpu_s - base_s - decode_s * decodes - kv_s * kv_tokens - context_s * context_tokens,

@@ -1,8 +1,9 @@
 """Learns a batch time from measured steps.
 
-The form is that of batch_time.py. Its curve has corners at the powers of two that the samples span. Pieces are added as
-long as a fifth of the samples, kept aside, is predicted better (max_affine.py says how they are found). Each stratum of
-samples weighs as the root of its size, so that many mixed steps don't drown the decodes.
+The form is that of batch_time.py. Its curve has corners at the powers of two up to half of the largest step: the last
+segment goes on beyond. How many pieces there are, and whether batches of chunks and decodes have terms of their own, is
+decided on a fifth of the samples, kept aside (max_affine.py says how pieces are found). Each stratum of samples weighs as
+the root of its size, so that many mixed steps don't drown the decodes.
 
 A term that no sample has gets no coefficient. CPU time per sequence can be told from the decodes' own only where steps
 have several chunks; elsewhere it is left to them. `fit_paper` is the form of SLOs-Serve (arXiv 2504.08784) on the same
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +27,7 @@ MIN_SAMPLES = 10
 MAX_PIECES = 4
 SELECT_SAMPLES = 80  # with fewer, none are kept aside, and there is one piece
 GROW_SAMPLES = 4000  # pieces are found on so many; all samples then say what they are
-GAIN = 0.97  # another piece is worth it if the error of the samples kept aside falls to this share
+GAIN = 0.97  # more terms are worth it if the error of the samples kept aside falls to this share
 FIRST_CORNER_TOKENS = 8
 
 Array = NDArray[np.float64]
@@ -65,8 +67,8 @@ Fitter = Callable[[Sequence[Sample]], Fit]
 def fit(samples: Sequence[Sample]) -> Fit:
     """Raises ValueError for fewer than 10 samples or a step that took no time."""
     _check(samples)
-    pieces = _pieces_worth_it(samples) if len(samples) >= SELECT_SAMPLES else 1
-    return _fit(_grow(samples, pieces, _our_columns, _our_model)[-1], samples)
+    pieces, mixed = _terms_worth_it(samples) if len(samples) >= SELECT_SAMPLES else (1, False)
+    return _fit(_grow(samples, pieces, partial(_our_columns, mixed=mixed), _our_model)[-1], samples)
 
 
 def fit_paper(samples: Sequence[Sample]) -> Fit:
@@ -95,8 +97,8 @@ def residuals(samples: Sequence[Sample], predicted: Array) -> Residuals:
 def by_stratum(samples: Sequence[Sample], predicted: Array) -> dict[str, Residuals]:
     """Residuals of each stratum that has samples."""
     kinds = np.array([stratum(s.batch) for s in samples])
-    parts = {kind: np.flatnonzero(kinds == kind) for kind in STRATA}
-    return {kind: residuals([samples[i] for i in at], predicted[at]) for kind, at in parts.items() if len(at)}
+    parts = {kind: kinds == kind for kind in STRATA}
+    return {kind: residuals(_only(samples, at), predicted[at]) for kind, at in parts.items() if at.any()}
 
 
 def held_out(samples: Sequence[Sample], fitter: Fitter, folds: int = 5, seed: int = 0) -> Array:
@@ -105,12 +107,14 @@ def held_out(samples: Sequence[Sample], fitter: Fitter, folds: int = 5, seed: in
     fold_of = stream(seed, "folds").permutation(len(cells)) % folds
     fold = np.array([fold_of[cells[s.batch]] for s in samples])
     predicted = np.zeros(len(samples))
-    for held in range(folds):
-        out = np.flatnonzero(fold == held)
-        if len(out):
-            model = fitter([samples[i] for i in np.flatnonzero(fold != held)]).model
-            predicted[out] = predict(model, [samples[i] for i in out])
+    for out in (fold == held for held in range(folds)):
+        if out.any():
+            predicted[out] = predict(fitter(_only(samples, ~out)).model, _only(samples, out))
     return predicted
+
+
+def _only(samples: Sequence[Sample], which: NDArray[np.bool_]) -> list[Sample]:
+    return [s for s, yes in zip(samples, which.tolist(), strict=True) if yes]
 
 
 def _fit(model: BatchTime, samples: Sequence[Sample]) -> Fit:
@@ -125,14 +129,18 @@ def _check(samples: Sequence[Sample]) -> None:
         raise ValueError("every sample must have taken some time")
 
 
-def _pieces_worth_it(samples: Sequence[Sample]) -> int:
+def _terms_worth_it(samples: Sequence[Sample]) -> tuple[int, bool]:
+    """How many pieces, and whether mixed batches need terms of their own: the fewest that predict well."""
     kept = stream(0, "kept aside").random(len(samples)) < 0.2
-    test = [s for s, k in zip(samples, kept, strict=True) if k]
+    train, test = _only(samples, ~kept), _only(samples, kept)
     seconds, weights = np.array([s.seconds for s in test]), _weights(test)
-    train = [s for s, k in zip(samples, kept, strict=True) if not k]
-    models = _grow(train, MAX_PIECES, _our_columns, _our_model)
-    errors = [float(np.mean(weights * np.abs(predict(model, test) / seconds - 1))) for model in models]
-    return next(n for n, error in enumerate(errors, 1) if GAIN * error <= min(errors))
+    errors = {
+        (pieces, mixed): float(np.mean(weights * np.abs(predict(model, test) / seconds - 1)))
+        for mixed in (False, True)
+        for pieces, model in enumerate(_grow(train, MAX_PIECES, partial(_our_columns, mixed=mixed), _our_model), 1)
+    }
+    good = [terms for terms, error in errors.items() if GAIN * error <= min(errors.values())]
+    return min(good, key=lambda terms: (terms[0] + terms[1], terms))
 
 
 Columns = tuple[Array, Array, tuple[int, ...]]  # [n, s] of all pieces, [n, f] of each, corners of the curve
@@ -166,11 +174,11 @@ def _weights(samples: Sequence[Sample]) -> Array:
     return weights / weights.mean()
 
 
-def _our_columns(samples: Sequence[Sample]) -> Columns:
+def _our_columns(samples: Sequence[Sample], *, mixed: bool) -> Columns:
     batches = [s.batch for s in samples]
     tokens = np.array([b.prefill_tokens + b.draft_tokens + b.decodes for b in batches])
     powers = (1 << k for k in range(30))
-    corners = (0, *(p for p in powers if max(tokens.min(), FIRST_CORNER_TOKENS) <= p < tokens.max()))
+    corners = (0, *(p for p in powers if max(tokens.min(), FIRST_CORNER_TOKENS) <= p <= tokens.max() / 2))
     starts = np.array(corners)
     segments = np.clip(tokens[:, None] - starts, 0, np.array([*corners[1:], np.inf]) - starts)
     several = any(b.decodes and len(b.chunks) > 1 for b in batches)
@@ -183,11 +191,10 @@ def _our_columns(samples: Sequence[Sample]) -> Columns:
             b.kv_tokens,
             b.attention_pairs,
             b.context_tokens,
-            mixed * b.kv_tokens,
-            mixed * b.kv_tokens / max(1, b.decodes),
+            mixed * bool(b.chunks) * b.kv_tokens,
+            mixed * bool(b.chunks) * b.kv_tokens / max(1, b.decodes),
         )
         for b in batches
-        for mixed in [bool(b.chunks)]
     ]
     return np.column_stack([segments, np.array(rest)]), np.array(own, dtype=np.float64), corners
 

@@ -14,13 +14,13 @@ towards the solution with one piece and one slope for all segments: what the sam
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
-PIECE_SAMPLES = 20  # a piece is not fitted on fewer
+COEFFICIENT_SAMPLES, PIECE_SHARE = 2.5, 0.02  # a piece has so many samples a coefficient, and such a share of all
 SPLIT_AT = (0.25, 0.5, 0.75, 0.9)
 TRIAL_ROUNDS, ROUNDS = 4, 15
 RIDGE_SAMPLES = 0.1  # the pull weighs as much as so much of a sample
@@ -58,30 +58,47 @@ def grow(problem: Problem, most: int) -> list[Solution]:
         best = min((s for s in tried if s is not None), key=lambda s: s.error, default=None)
         if best is None:
             break
-        found.append(_alternate(problem, towards, _labels(problem, best), ROUNDS) or best)
+        found.append(_from(problem, towards, best))
     return found
 
 
 def refine(problem: Problem, start: Solution) -> Solution:
     """The same pieces on other samples, `start.own` saying which piece each belongs to."""
-    values = problem.own @ start.own.T
-    off = np.abs((problem.shared @ start.shared + values.max(axis=1)) / problem.target - 1)
-    as_it_is = Solution(float(np.mean(problem.weights * off)), start.shared, start.own)
-    found = _alternate(problem, _straight(problem), np.argmax(values, axis=1), ROUNDS)
-    return as_it_is if found is None or found.error > as_it_is.error else found
+    return _from(problem, _straight(problem), replace(start, error=_error(problem, start.shared, start.own)))
+
+
+def _from(problem: Problem, towards: tuple[Array, Array], start: Solution) -> Solution:
+    """`start`, or what alternation makes of it if that is better."""
+    found = _alternate(problem, towards, _labels(problem, start), ROUNDS)
+    return start if found is None or found.error > start.error else found
+
+
+def _off(problem: Problem, shared: Array, own: Array) -> Array:
+    predicted = problem.shared @ shared + (problem.own @ own.T).max(axis=1)
+    return np.abs(predicted / problem.target - 1)
+
+
+def _error(problem: Problem, shared: Array, own: Array) -> float:
+    return float(np.mean(problem.weights * _off(problem, shared, own)))
 
 
 def _labels(problem: Problem, solution: Solution) -> Labels:
     return np.argmax(problem.own @ solution.own.T, axis=1)
 
 
+def _least(problem: Problem) -> float:
+    """Samples of a piece."""
+    n, coefficients = problem.own.shape
+    return max(COEFFICIENT_SAMPLES * coefficients, PIECE_SHARE * n)
+
+
 def _splits(problem: Problem, solution: Solution) -> Iterator[Labels]:
     """Every assignment that cuts one piece in two at a quantile of a feature or of the target."""
     labels = _labels(problem, solution)
-    features = np.column_stack([problem.own[:, 1:], problem.target])
+    features: Array = np.column_stack([problem.own[:, 1:], problem.target])
     for piece in range(len(solution.own)):
         inside = labels == piece
-        if inside.sum() < 2 * PIECE_SAMPLES:
+        if inside.sum() < 2 * _least(problem):
             continue
         cuts = {(i, float(cut)) for i, x in enumerate(features.T) for cut in np.quantile(x[inside], SPLIT_AT)}
         for feature, cut in sorted(cuts):
@@ -94,16 +111,15 @@ def _alternate(problem: Problem, towards: tuple[Array, Array], labels: Labels, r
     best: Solution | None = None
     robust = np.ones(len(labels))
     for _ in range(rounds):
-        if pieces > 1 and np.bincount(labels, minlength=pieces).min() < PIECE_SAMPLES:
+        if pieces > 1 and np.bincount(labels, minlength=pieces).min() < _least(problem):
             break
         shared, own = _solve(problem, towards, labels, pieces, problem.weights * robust)
-        values = problem.own @ own.T
-        off = np.abs((problem.shared @ shared + values.max(axis=1)) / problem.target - 1)
-        error = float(np.mean(problem.weights * off))
-        if best is None or error < best.error:
-            best = Solution(error, shared, own)
+        off = _off(problem, shared, own)
+        solution = Solution(float(np.mean(problem.weights * off)), shared, own)
+        if best is None or solution.error < best.error:
+            best = solution
         robust = 1 / np.maximum(off / OUTLIER, 1.0)
-        labels = np.argmax(values, axis=1)
+        labels = _labels(problem, solution)
     return best
 
 
@@ -142,8 +158,8 @@ def _solve(
     weighted = columns * weights[:, None]
     normal = columns.T @ weighted / n + np.diag(ridge)
     lower = np.linalg.cholesky(normal)
-    right = np.linalg.solve(lower, weighted.mean(axis=0) + ridge * np.concatenate(aims))
-    found = np.asarray(nnls(lower.T, right)[0], dtype=np.float64)  # pyright: ignore[reportUnknownVariableType]
+    aim: Array = weighted.mean(axis=0) + ridge * np.concatenate(aims)
+    found = np.asarray(nnls(lower.T, np.linalg.solve(lower, aim))[0], dtype=np.float64)  # pyright: ignore[reportUnknownVariableType]
     blocks = found[s:].reshape(pieces, f + 1)
     blocks[:, 0] -= blocks[:, f]
     return found[:s] * of_shared, blocks[:, :f] * of_own

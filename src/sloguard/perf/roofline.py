@@ -13,10 +13,9 @@ P, D, K, M, A, c are those of batch_time.py. Where reading and arithmetic take e
 wholly: `knee`. Rates are shares of the datasheet's, the same for all models: two shares of a kind of GPU, the others of
 all GPUs. They are the least-squares solution (of log errors) over the composed steps of AIConfigurator (vLLM 0.14 and
 0.24 on A100, H100, H200) and LLMServingSim (vLLM 0.19 on RTX 4090, RTX PRO 6000); benchmarks/fidelity_shapes.py finds
-them, and benchmarks/fidelity.py says how far off they are for a model that they have not seen. Those steps can't tell a
-floor from a share of the bandwidth (the products of both fit alike), so `layer_s` is not fitted: decodes of real vLLM
-on H100, Llama-2-7B on one and Mixtral-8x7B on two, lie on 54 us a layer. Nor is `elementwise`: 43 % to 50 % by Vidur's
-tables of A100 and H100.
+them, and benchmarks/fidelity.py says how far off they are for a model that they have not seen. Two are not fitted.
+Composed steps can't tell a floor from a share of the bandwidth; that decodes of real vLLM on H100 (Llama-2-7B on one,
+Mixtral-8x7B on two) agree with both says `layer_s` is about 50 us. `elementwise` is 43 % to 50 % in Vidur's tables.
 
 Beside a chunk, FlashAttention 2 reads a KV head once for every query head that shares it, and caches catch a part:
 `reread` is what they don't. It shows on GDDR cards, where mixed batches were measured as one kernel; the others' steps

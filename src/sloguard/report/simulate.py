@@ -50,7 +50,9 @@ def _stages(rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         for name, one in _by_stage(row):
             pairs = [f"{_text(one[f'{m}_p50_ms'])} / {_text(one[f'{m}_p99_ms'])}" for m in ("ttft", "tpot")]
-            table.add_row(*(Text(row[key]) for key in keys), name, str(one["offered"]), f"{one['attainment']:.1%}", *pairs)
+            table.add_row(
+                *(Text(row[key]) for key in keys), name, str(one["offered"]), f"{one['attainment']:.1%}", *pairs
+            )
         table.add_section()
     return table
 

@@ -18,7 +18,7 @@ from itertools import accumulate, chain
 from math import ceil, inf
 
 from sloguard.perf.batch_time import Batch
-from sloguard.sched.job import Job
+from sloguard.sched.job import Job, Tier
 from sloguard.sched.pb_star import Tiers
 from sloguard.sched.plan import Plan
 from sloguard.sched.policy import View
@@ -53,7 +53,8 @@ class DynamicBatch:
         self._tokens: dict[str, int] = {}
         self._admit: dict[str, int] = {}
         self._evicted: dict[str, Job] = {}
-        self._spare = list(scene.spare)  # what best-effort jobs still run, the youngest last
+        self._spare = sorted(scene.spare, key=lambda job: job.arrival_s)  # best-effort jobs that still run
+        self._eldest = scene.eldest if kept_share else None
         self._chunks: list[tuple[int, int]] = []
         self._queued = {job.id for _, _, job in scene.queue}
         self._least = min(LEAST_CHUNK_TOKENS, self._max_tokens)
@@ -63,7 +64,9 @@ class DynamicBatch:
         scene = self._scene
         prompts = sorted((*scene.prompts, *scene.queue))
         bound_s = self._bound_s(prompts)
-        due, later = self._due(bound_s) if prompts and self._timed and self._skip else ([job for _, _, job in scene.decodes], [])
+        due, later = (
+            self._due(bound_s) if prompts and self._timed and self._skip else ([job for _, _, job in scene.decodes], [])
+        )
         self._decode(due)
         room = self._room(bound_s, prompts[0][2].computed_tokens if prompts else 0)
         kept = min(max(1, ceil(self._kept_share * room)), self._wanted_by_others()) if self._kept_share else 0
@@ -191,10 +194,10 @@ class DynamicBatch:
         return chunk
 
     def _seat(self, job: Job, cached: int, chunk: int) -> bool:
-        """Lets a waiting job run. Only a promised one takes the place of others, and only of best-effort ones."""
+        """Lets a waiting job run. A promised one and the eldest may take the place of best-effort jobs."""
         limits = self._view.limits
         running = len(self._view.running) - len(self._evicted) + len(self._admit)
-        promised = job.tier is not job.tier.BEST_EFFORT
+        first = job.tier is not Tier.BEST_EFFORT or job is self._eldest
         while True:
             spare = limits.watermark_blocks if running else 0
             if running < limits.max_num_seqs and self._kv.admit(
@@ -202,18 +205,18 @@ class DynamicBatch:
             ):
                 self._admit[job.id] = cached
                 return True
-            if not (promised and self._spare):
+            if not (first and self._spare):
                 return False
             self._evict(self._spare.pop())
             running -= 1
 
     def _make_room(self, job: Job, tokens: int) -> bool:
         """Evicts until `job` can grow; False where it must leave itself."""
-        best_effort = job.tier is job.tier.BEST_EFFORT
+        best_effort = job.tier is Tier.BEST_EFFORT
         while not self._kv.grow(job, tokens):
             if self._spare:
                 victim = self._spare[-1]
-                if victim is job:  # the youngest best-effort job waits with its KV until others leave
+                if victim is job:  # the youngest waits with its KV until others leave
                     return False
                 self._spare.pop()
             elif best_effort:
@@ -267,26 +270,39 @@ class DynamicBatch:
         return wanted
 
     def _others(self, bound_s: float, room: int) -> None:
-        """Best-effort jobs within `room` tokens, or as many decodes as fit: running ones in order, then the queue."""
-        decodes = [job for job in self._spare if job.decoding]
+        """Best-effort jobs within `room` tokens, or as many decodes as fit: the eldest, then those that run, decodes
+        first, then the queue.
+        """
+        scene = self._scene
+        if self._eldest:
+            room -= self._serve(self._eldest, room, self._eldest in scene.idle)
+        decodes = [job for job in scene.spare if job.decoding and job is not self._eldest]
         fitting = self._fitting(decodes, bound_s)
-        decodes = fitting if len(fitting) >= room else decodes[:room]
-        before = self._decodes
-        for job in decodes:
-            if job.id not in self._evicted and (self._kv.grow(job, 1) or self._make_room(job, 1)):
-                self._tokens[job.id] = 1
-                self._decodes += 1
-                self._kv_tokens += job.computed_tokens + 1
-                self._placed += 1
-        room -= self._decodes - before
-        for job in self._scene.spare:
-            if room > 0 and job.id not in self._evicted and not job.decoding:
-                room -= self._place(job, room, False)
-        for job in self._scene.idle:
-            placed = self._place(job, room, True) if room > 0 else 0
-            if not placed:
-                break
-            room -= placed
+        for job in fitting if len(fitting) >= room else decodes[: max(room, 0)]:
+            room -= self._serve(job, 1, False)
+        for job in scene.spare:
+            if room > 0 and job is not self._eldest and not job.decoding:
+                room -= self._serve(job, room, False)
+        for job in scene.idle:
+            if job is not self._eldest:
+                placed = self._serve(job, room, True) if room > 0 else 0
+                if not placed:
+                    break
+                room -= placed
+
+    def _serve(self, job: Job, room: int, waits: bool) -> int:
+        """Tokens given to a best-effort job, up to `room`."""
+        if job.id in self._evicted or self._placed >= self._max_tokens:
+            return 0
+        if not job.decoding or waits:
+            return self._place(job, min(room, self._max_tokens - self._placed), waits)
+        if not (self._kv.grow(job, 1) or self._make_room(job, 1)):
+            return 0
+        self._tokens[job.id] = 1
+        self._decodes += 1
+        self._kv_tokens += job.computed_tokens + 1
+        self._placed += 1
+        return 1
 
     def _something(self, prompts: Sequence[Due]) -> None:
         """The batch is empty: no deadline may keep an engine idle that has work."""

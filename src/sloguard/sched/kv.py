@@ -116,11 +116,11 @@ class KvCache:
         blocks = self._blank[-count:]
         blocks.reverse()
         del self._blank[-count:]
-        idle, key_of, cached = self._idle, self._key_of, self._cached  # read once for thousands of blocks
+        idle, key_of, cached, copies = self._idle, self._key_of, self._cached, self._copies  # read once: a hot loop
         for _ in range(count - len(blocks)):
             block, _ = idle.popitem(last=False)
             key = key_of[block]
-            if key in self._copies:
+            if copies and key in copies:
                 self._drop_copy(key, block)
             else:
                 del cached[key]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from sloguard.sched.job import Job, Tier
 from sloguard.sched.policy import View
@@ -45,6 +46,11 @@ class Scene:
     @property
     def promised(self) -> int:
         return len(self.decodes) + len(self.prompts) + len(self.queue)
+
+    @property
+    def eldest(self) -> Job | None:
+        """Of the best-effort jobs."""
+        return min(chain(self.spare, self.idle), key=lambda job: (job.arrival_s, job.id), default=None)
 
     def set_tiers(self, offered: Iterable[Job]) -> None:
         tpots_s = {pace_s(job) for job in offered}

@@ -9,8 +9,9 @@ memory     a promise reserves the blocks of the whole answer as expected (View.l
 batches    dynamic_batch.py, with drafts per tier where the engine offers them (speculate.py)
 waiting    best-effort jobs have first call on a share of each batch's prefill tokens, at least one: it grows from 0 to
            `KEPT_SHARE` over the first `KEPT_AFTER_S` seconds of the eldest one's age, and promises count on the rest
-           only. From that age on no promise may take its memory either. So the eldest waits at most `KEPT_AFTER_S`,
-           plus its tokens / (KEPT_SHARE * prefill tokens a second), plus what promises made before need to end
+           only. The eldest has first call on it, and the memory of the other best-effort jobs. Once the share is
+           whole, no new promise is made that would need the eldest's memory or seat. So it is served in every batch
+           from the age of `KEPT_AFTER_S` on, or else from when the promises made before leave it room
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ EXACT_UPTO = 10  # new jobs
 MAX_STATES = 1000  # of the exact choice; a state takes 1 to 2 microseconds, so this is the paper's 2 ms
 MAX_OFFERS = 64  # jobs considered at once, earliest deadline first: the others are as if they came later
 STAGE_WEIGHT = 0.1
-MARG = True
 SCARCE = 0.5  # share of the memory that promises take from which on all decodes run: who ends sooner frees it sooner
 KEPT_SHARE = 0.1
 KEPT_AFTER_S = 30.0
@@ -96,7 +96,8 @@ class SlosServe:
         skip = self._peak_share < SCARCE
         made = DynamicBatch(view, scene, tiers, pace_s, self.fixed_batch, kept_share, skip).plan(self.best_effort)
         self._running = len(view.running) + len(made.admit) - len(made.evict)
-        return replace(made, decline=declined) if declined else made
+        holds_until_s = -inf if self._missed_out else made.holds_until_s  # they are to be looked at again
+        return replace(made, decline=declined, holds_until_s=holds_until_s)
 
     def _tiers(self, view: View, scene: Scene) -> Tiers:
         offered, tpots_s = view.speculation, [tpot_s / MARGIN for tpot_s in scene.tpots_s]
@@ -105,10 +106,8 @@ class SlosServe:
         return draft_tiers(view.time, tpots_s, scene.n, offered, scene.kv_tokens / max(sum(scene.n), 1))
 
     def _kept_share(self, scene: Scene) -> float:
-        if not self.best_effort or not (scene.spare or scene.idle):
-            return 0.0
-        eldest_s = min(job.arrival_s for job in chain(scene.spare, scene.idle))
-        return KEPT_SHARE * min(1.0, max(0.0, scene.now_s - eldest_s) / KEPT_AFTER_S)
+        eldest = scene.eldest if self.best_effort else None
+        return KEPT_SHARE * min(1.0, max(0.0, scene.now_s - eldest.arrival_s) / KEPT_AFTER_S) if eldest else 0.0
 
     # Admission.
 
@@ -116,6 +115,9 @@ class SlosServe:
         """What is to be decided now: new jobs, and at the paper's moments those that could not be promised before and
         are still in time. A job that came as best effort belongs to a request that is lost already.
         """
+        if not self._missed_out:
+            self._replanned_s, self._arrivals, self._finishes = scene.now_s, 0, 0
+            return scene.new
         due = self._arrivals > REPLAN_ARRIVALS or self._finishes > REPLAN_FINISHES
         if not due and scene.now_s < self._replanned_s + REPLAN_S:
             return scene.new
@@ -129,7 +131,8 @@ class SlosServe:
     def _decide(self, view: View, scene: Scene, tiers: Tiers, kept_share: float, offers: list[Job]) -> tuple[str, ...]:
         """Sets the tiers of `offers` and puts them where they belong; returns those to decline."""
         runs = {job.id for job in scene.spare}
-        seats = max(0, view.limits.max_num_seqs - scene.promised)
+        kept_seats = 1 if kept_share >= KEPT_SHARE else 0
+        seats = max(0, view.limits.max_num_seqs - kept_seats - scene.promised)
         offered = sorted(offers, key=prompt_due_s)[: min(seats, MAX_OFFERS)]
         chosen = self._choose(view, scene, tiers, kept_share, offered, runs) if offered else set[str]()
         declined: list[str] = []
@@ -155,13 +158,12 @@ class SlosServe:
     ) -> set[str]:
         """The ids of those that are promised."""
         now_s, kv, block = scene.now_s, view.kv, view.kv.block_tokens
-        memory = self._memory_ahead(view, scene)
-        peak_tokens = memory.peak_tokens()
+        peak_tokens = self._memory_ahead(view, scene).peak_tokens()
         demands: list[Demand] = []
         for job in offered:
             computed = job.computed_tokens if job.id in runs else kv.cached_tokens(job)
             tokens = job.known_tokens - computed if not (job.id in runs and job.decoding) else 0
-            blocks = ceil((job.prompt_tokens + self._final_tokens(view, job)) / block) if not MARG else ceil((memory.peak_tokens(self._row(view,job))-peak_tokens)/block)
+            blocks = ceil((job.prompt_tokens + self._final_tokens(view, job)) / block)
             due_s = (prompt_due_s(job) - now_s) / MARGIN if tokens else 0.0
             demands.append(Demand(due_s, tokens, scene.tier_of(job), blocks, job.value, id=job.id))
         for waits, some in ((False, scene.prompts), (True, scene.queue)):
@@ -170,7 +172,9 @@ class SlosServe:
                 left_s = max(0.0, due_s - now_s) / MARGIN
                 demands.append(Demand(left_s, tokens, scene.tier_of(job), promised=True))
         self._peak_share = peak_tokens / kv.capacity_tokens
-        kept_blocks = self._kept_blocks(view, scene) if kept_share >= KEPT_SHARE else 0
+        kept_blocks = 0
+        if kept_share >= KEPT_SHARE and (eldest := scene.eldest):
+            kept_blocks = ceil((eldest.prompt_tokens + self._expected_tokens(view, eldest)) / block)
         prompts = [demand.tokens for demand in demands]
         ahead = PbStar(
             view.time,
@@ -234,7 +238,3 @@ class SlosServe:
         if len(self._expected) > 2 * len(jobs) + 1024:
             self._expected = {job.id: self._expected[job.id] for job in jobs if job.id in self._expected}
         return MemoryAhead(self._row(view, job) for job in jobs)
-
-    def _kept_blocks(self, view: View, scene: Scene) -> int:
-        eldest = min(chain(scene.spare, scene.idle), key=lambda job: job.arrival_s)
-        return -(-(eldest.prompt_tokens + self._expected_tokens(view, eldest)) // view.kv.block_tokens)

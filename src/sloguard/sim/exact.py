@@ -12,7 +12,7 @@ below, and then it is an upper bound, as it is for policies that place whole tok
 
 How many steps are enough: two steps in a row of which the first yields no token, with no arrival between their starts,
 may be one that ends when the second did and takes no longer, since a maximum of linear functions of positive base is
-subadditive. So one step for each token and one for each arrival.
+subadditive. So one step for each token, and one before each arrival but the first.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def most_attained(requests: Sequence[Request], time: BatchTime) -> int:
     start_s = min(d.opens_s for d in demands)
     end_s = max(d.decodes[-1][1] if d.decodes else d.due_s for d in demands) - start_s
     decodes = [d.decodes[-1][0] if d.decodes else 0 for d in demands]
-    steps = sum(decodes) + 2 * len(demands)
+    steps = sum(decodes) + 2 * len(demands) - 1
     shape = (len(demands), steps)
 
     program = Program()
@@ -63,26 +63,33 @@ def most_attained(requests: Sequence[Request], time: BatchTime) -> int:
         for columns, cost_s in ((c, line.token_s), (w, line.chunk_s), (d, line.decode_s), (k, line.kv_token_s)):
             program.add(row, columns, cost_s)
 
+    later, earlier = np.tril_indices(steps)
     for r, demand in enumerate(demands):
         _equal(program, f[r], x[r], 1.0)
         _equal(program, d[r], x[r], float(decodes[r]))
         _equal(program, c[r], x[r], float(demand.tokens))
         _at_most(program, c[r], w[r], float(demand.tokens))
-        after = program.rows(np.zeros(steps))  # opens*w <= s
-        program.add(after, w[r], demand.opens_s - start_s)
-        program.add(after, s, -1.0)
+        # A step is after the arrival if a chunk, or the first token, was in it or before.
+        chunk_begins, first_begins, first_ends, decode_ends = program.rows(
+            np.outer((0.0, 0.0, end_s, end_s), np.ones(steps))
+        )
+        for rows, flags in ((chunk_begins, w[r]), (first_begins[later], f[r, earlier])):
+            program.add(rows, flags, demand.opens_s - start_s)
+        for rows in (chunk_begins, first_begins):
+            program.add(rows, s, -1.0)
+        # It ends by the due time of a decode in it, or of the first token if that is still to come.
         last_s = demand.decodes[-1][1] if demand.decodes else demand.due_s
-        for flags, due_s in ((f[r], demand.due_s - start_s), (d[r], last_s - start_s)):
-            row = program.rows(np.full(steps, end_s))  # e + (end - due)*flag <= end
-            program.add(row, e, 1.0)
-            program.add(row, flags, end_s - due_s)
+        program.add(first_ends[earlier], f[r, later], end_s - (demand.due_s - start_s))
+        program.add(decode_ends, d[r], end_s - (last_s - start_s))
+        for rows in (first_ends, decode_ends):
+            program.add(rows, e, 1.0)
         longest = demand.tokens + decodes[r] + 1.0
         for j in range(steps):
-            whole, later = program.rows(np.zeros((2, 1)))
+            whole, after = program.rows(np.zeros((2, 1)))
             program.add(whole, f[r, j], float(demand.tokens))  # all of the prompt comes before the first token
             program.add(whole, c[r, : j + 1], -1.0)
-            program.add(later, d[r, j], 1.0)  # and that before a decode
-            program.add(later, f[r, :j], -1.0)
+            program.add(after, d[r, j], 1.0)  # and that before a decode
+            program.add(after, f[r, :j], -1.0)
             reading = program.rows(np.array([longest - demand.tokens - 1.0]))
             program.add(reading, d[r, :j], 1.0)  # prompt + 1 + decodes before - longest*(1 - d) <= k
             program.add(reading, d[r, j], longest)

@@ -24,6 +24,9 @@ holds. Tokens that the prefix cache might hold are taken as held, before anybody
 opens when the one before it could have ended on an idle replica, and its due times count from when that one was due at
 the latest. Paces are judged by `TpotRule.DEADLINE`.
 
+A run that ends is easier than one that goes on: answers may be finished after the last arrival. So a bound may also be
+had for the same requests arriving again and again: time is then a circle, as long as their arrivals take.
+
 An evicted job that is computed again gets one token from its prefill. The bound takes that for no cheaper than the
 decode it stands for; only where nearly all of it hits the prefix cache might a batch time say otherwise.
 """
@@ -132,15 +135,21 @@ def upper_bound(
     *,
     kv_tokens: int | None = None,
     max_num_seqs: int | None = None,
+    repeated: bool = False,
 ) -> int:
-    """The most of `requests` that can attain on so many replicas, with `kv_tokens` of KV memory each."""
+    """The most of `requests` that can attain on so many replicas, with `kv_tokens` of KV memory each.
+
+    With `repeated` it is the long-run mean if they come again and again: no run that ends is bound by it.
+    """
     lines = lines_of(time)
     demands, hopeless = demands_of(requests, lines)
     possible = np.ones(len(requests))
     possible[list(hopeless)] = 0.0
     if not demands:
         return int(possible.sum())
-    fluid = _Fluid(demands, possible, lines, replicas)
+    arrivals_s = [r.arrival_s for r in requests]
+    period_s = (max(arrivals_s) - min(arrivals_s)) * len(requests) / max(1, len(requests) - 1) if repeated else 0.0
+    fluid = _Fluid(demands, possible, lines, replicas, period_s)
     fluid.add_prompts()
     fluid.add_decodes(kv_tokens, max_num_seqs)
     return int(fluid.program.maximum(fluid.x) + 1e-6)
@@ -155,13 +164,14 @@ def capacity_bound(
     target: float = TARGET,
     kv_tokens: int | None = None,
     max_num_seqs: int | None = None,
+    repeated: bool = False,
 ) -> Bracket:
     """The rates between which the bound on attainment falls below `target`: no policy's capacity is above `high`."""
     probes = search(guess)
     rate = next(probes)
     while True:
         requests = make_requests(rate)
-        most = upper_bound(requests, time, replicas, kv_tokens=kv_tokens, max_num_seqs=max_num_seqs)
+        most = upper_bound(requests, time, replicas, kv_tokens=kv_tokens, max_num_seqs=max_num_seqs, repeated=repeated)
         try:
             rate = probes.send(most >= target * len(requests) - 1e-9)
         except StopIteration as found:
@@ -216,18 +226,23 @@ def _dues(stage: Stage, sent_s: float) -> tuple[float, float, tuple[tuple[int, f
 
 
 class _Fluid:
-    """The linear program: `x` of its requests, and what `program` says of them."""
+    """The linear program: `x` of its requests, and what `program` says of them. With a period, time is a circle."""
 
-    def __init__(self, demands: Sequence[Demand], possible: Floats, lines: Sequence[Line], replicas: int) -> None:
+    def __init__(
+        self, demands: Sequence[Demand], possible: Floats, lines: Sequence[Line], replicas: int, period_s: float
+    ) -> None:
         self.demands, self.lines = demands, lines
         self.program = Program()
         self.start_s = min(d.opens_s for d in demands)
         end_s = max(max(d.due_s, d.decodes[-1][1] if d.decodes else 0.0) for d in demands)
+        span_s = period_s or end_s - self.start_s
         windows_s = [d.decodes[-1][1] - d.first_s for d in demands if d.decodes] or [0.0]
-        fine_s = max(FINE_S, (end_s - self.start_s) / MOST_FINE)
+        fine_s = max(FINE_S, span_s / MOST_FINE)
         each = round(max(COARSE_S, sum(windows_s) / len(windows_s) / WINDOW_COARSE) / fine_s)
+        self.coarse = int(span_s / (fine_s * each)) + 1
+        if period_s:  # whole buckets make up the circle
+            fine_s = period_s / (self.coarse * each)
         self.fine_s, self.coarse_s = fine_s, fine_s * each
-        self.coarse = int((end_s - self.start_s) / self.coarse_s) + 1
         fine = self.coarse * each
         self.x = self.program.columns(possible)
         self.n = self.program.columns(np.full(fine, inf))
@@ -256,12 +271,12 @@ class _Fluid:
             costs_s = _prefill_costs_s(demand, self.lines)
             # One replica computes the prompt, so its own time in a bucket bounds the share as well.
             h = self.program.columns(np.minimum(1.0, overlap_s / max(*costs_s, 1e-9)))
-            for columns in (h, n[at]):
+            for columns in (h, n[at % len(n)]):
                 row = self.program.rows(np.zeros(1))
                 self.program.add(row, x, 1.0)
                 self.program.add(row, columns, -1.0)
             for cost_s, rows in zip(costs_s, time, strict=True):
-                self.program.add(rows[at], h, cost_s)
+                self.program.add(rows[at % len(rows)], h, cost_s)
 
     def add_decodes(self, kv_tokens: int | None, max_num_seqs: int | None) -> None:
         memory, seats = (
@@ -277,6 +292,7 @@ class _Fluid:
                 cohorts[opened, demand.pace_s, demand.shared].append(demand)
         for (opened, _, shared), members in cohorts.items():
             at, decodes, reads = self._cohort(opened, members)
+            at %= self.coarse
             for line, rows in zip(self.lines, self.coarse_time, strict=True):
                 self.program.add(rows[at], decodes, line.decode_s)
                 self.program.add(rows[at], reads, line.kv_token_s)
@@ -315,7 +331,7 @@ class _Fluid:
                 self.program.add(rows[some], x, new[some])
         steps = self.program.rows(np.zeros(len(at)))
         self.program.add(steps, decodes, 1.0)
-        self.program.add(steps, self.n_coarse[at], -active)
+        self.program.add(steps, self.n_coarse[at % self.coarse], -active)
         return at, decodes, reads
 
     def _window(self, opens_s: float, closes_s: float, bucket_s: float) -> tuple[Ints, Floats]:
