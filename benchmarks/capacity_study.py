@@ -1,11 +1,11 @@
 """Capacity beside the baselines, over replicas, without single features, and with wrong predictions.
 
-    python benchmarks/capacity_study.py main         six scenarios x all policies, one A100-40GB, two models, and the bound
+    python benchmarks/capacity_study.py main         six scenarios x all policies, two models, one GPU, and the bound
     python benchmarks/capacity_study.py replicas     4 replicas x routers, beside one replica
     python benchmarks/capacity_study.py ablations    features on and off
     python benchmarks/capacity_study.py sensitivity  batch times believed wrong, lengths guessed otherwise
 
-Writes STUDY*.md, STUDY*.png and STUDY*.json into --out. Every rate tried is on record in capacity.jsonl there, which the
+Writes STUDY.md, STUDY.json and STUDY*.png into --out. Every rate tried is on record in capacity.jsonl there, which the
 studies share: the same command goes on where it was stopped, and asks nothing twice. `--again P` forgets what is on
 record of policy P, after it has changed.
 
@@ -179,9 +179,7 @@ def bound(spec: SimSpec, question: Question) -> Bracket:
         most = offered = 0
         for seed in range(question.seeds):
             requests = requests_of(spec, rate, seed).requests
-            most += upper_bound(
-                requests, machine.time, kv_tokens=kv_tokens, max_num_seqs=machine.settings.max_num_seqs
-            )
+            most += upper_bound(requests, machine.time, kv_tokens=kv_tokens, max_num_seqs=machine.settings.max_num_seqs)
             offered += len(requests)
         return offered - most <= allowed_misses(offered, question.target)
 

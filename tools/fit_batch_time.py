@@ -9,7 +9,8 @@ kernel tables). Models in the first files are fitted on them. Others are compose
     layer = GEMM(qkv) + GEMM(o) + GEMM(gate_up) + GEMM(down) + attention + elementwise;  step = layers*layer + lm_head
 
 GEMM and attention are interpolated in the tables' own axes; elementwise is the first file's for Llama-3.1-8B, scaled
-with the layer's width because it moves bytes. Needs pyarrow. How well each fit did goes to stderr.
+with the layer's width because it moves bytes. No step of these has a chunk that continues a prompt, so what attention
+to earlier tokens costs is taken from perf/roofline.py. Needs pyarrow. How well each fit did goes to stderr.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,10 @@ import pyarrow.parquet as pq
 
 from sloguard.perf.batch_time import Batch
 from sloguard.perf.fit import Sample, fit, held_out, residuals
+from sloguard.perf.gpus import GPUS
 from sloguard.perf.model_shape import ModelShape
 from sloguard.perf.models import MODELS
+from sloguard.perf.roofline import predicted_pieces
 from sloguard.perf.samples import Group, read_samples
 
 AIC = {"A100-80GB": ("a100_sxm", "0.14.0"), "H100": ("h100_sxm", "0.24.0"), "H200": ("h200_sxm", "0.24.0")}
@@ -95,8 +98,10 @@ def groups(data_dir: Path) -> Iterator[tuple[str, str, int, str, list[Sample]]]:
 
 
 def entry(gpu: str, model: str, tp: int, kernels: str, samples: list[Sample]) -> str:
-    found = fit(samples)
-    kept_out = residuals(samples, held_out(samples, fit))
+    continued = any(s.batch.context_tokens for s in samples)
+    fitter = fit if continued else partial(fit, attention_pair_s=pair_seconds(gpu, model, tp))
+    found = fitter(samples)
+    kept_out = residuals(samples, held_out(samples, fitter))
     print(f"{gpu} {model} TP{tp}: {found.residuals}; held out {kept_out}", file=sys.stderr, flush=True)
     pieces = [f"({', '.join(number(x) for x in astuple(piece))})," for piece in found.model.pieces]
     curve = ", ".join(f"({start}, {number(slope)})" for start, slope in merged(found.model.curve))
@@ -104,6 +109,10 @@ def entry(gpu: str, model: str, tp: int, kernels: str, samples: list[Sample]) ->
     lines += [f"     ({pieces[0]}", *(f"      {piece}" for piece in pieces[1:])]
     lines[-1] += "),"
     return "\n".join([*lines, *textwrap.wrap(f"({curve})),", 118, initial_indent=" " * 5, subsequent_indent=" " * 6)])
+
+
+def pair_seconds(gpu: str, model: str, tp: int) -> float:
+    return max(piece.attention_pair_s for piece in predicted_pieces(MODELS[model], GPUS[gpu], tp))
 
 
 def number(x: float) -> str:

@@ -5,11 +5,9 @@ from math import inf
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from sloguard.perf.batch_time import BatchTime, Piece
-from sloguard.sched.admission import Demand, Problem, best_choice, by_density, holds, in_order
+from sloguard.sched.admission import Demand, Problem, by_density
 from sloguard.sched.pb_star import PbStar, Tiers
 
 TIME = BatchTime((Piece(5e-3, 80e-6, 300e-6, 0.0, 0.0),))
@@ -37,11 +35,14 @@ def random_problem(rng: np.random.Generator, most: int = 8, values: bool = True)
         for _ in range(int(rng.integers(0, 5)))
     ]
     ahead = PbStar(TIME, Tiers.plain(tpots_s))
-    return Problem.of([*demands, *promised], n, int(rng.integers(-5, 160)), ahead)
+    return Problem([*demands, *promised], n, int(rng.integers(-5, 160)), ahead)
 
 
 def surpluses(problem: Problem, chosen: set[int]) -> list[tuple[int, float]]:
-    """Of each demand served, by its deadline: tokens that fit in all intervals up to it, less what they are for."""
+    """Of each demand served, by its deadline: tokens that fit in all intervals up to it, less what they are for.
+
+    `problem.n` counts the decodes of what is promised from now on.
+    """
     served = [(i, d) for i, d in enumerate(problem.demands) if d.promised or i in chosen]
     found: list[tuple[int, float]] = []
     for upto in range(1, len(served) + 1):
@@ -49,7 +50,7 @@ def surpluses(problem: Problem, chosen: set[int]) -> list[tuple[int, float]]:
         for _, demand in served[:upto]:
             room += problem.ahead.tokens(demand.due_s, tuple(n)) - problem.ahead.tokens(since, tuple(n))
             since = demand.due_s
-            n[demand.tier] += 1
+            n[demand.tier] += not demand.promised
         pace_kept = problem.ahead.tokens(0.0, tuple(n)) > -inf
         left = room - sum(demand.tokens for _, demand in served[:upto])
         found.append((served[upto - 1][0], left if pace_kept else -inf))
@@ -84,10 +85,10 @@ def test_the_exact_choice_is_that_of_brute_force_on_2000_instances():
     partly = 0
     for _ in range(INSTANCES):
         problem = random_problem(rng)
-        best = best_choice(problem)
+        best = problem.best_choice()
         assert best is not None
         assert best <= set(problem.free)
-        assert holds(problem, best)
+        assert problem.holds(best)
         assert value(problem, best) == brute_force(problem)
         partly += 0 < len(best) < len(problem.free)
     assert partly > INSTANCES / 5  # a choice had to be made
@@ -101,7 +102,7 @@ def test_what_holds_is_what_the_definition_allows():
         alone = dict(surpluses(problem, set())) if feasible else {}
         for size in range(len(problem.free) + 1):
             for some in combinations(problem.free, size):
-                assert holds(problem, set(some)) == possible(problem, set(some), alone)
+                assert problem.holds(set(some)) == possible(problem, set(some), alone)
 
 
 @pytest.mark.parametrize("order", [by_density, lambda problem: problem.free], ids=["density", "deadline"])
@@ -110,57 +111,41 @@ def test_one_by_one_never_beats_the_exact_choice_and_holds(order):  # type: igno
     got = best = 0.0
     for _ in range(500):
         problem = random_problem(rng, values=False)
-        some = in_order(problem, order(problem))
-        exact = best_choice(problem)
-        assert holds(problem, some)
+        some = problem.in_order(order(problem))
+        exact = problem.best_choice()
+        assert problem.holds(some)
         assert exact is not None
         assert len(some) <= len(exact)
         got, best = got + len(some), best + len(exact)
     assert got / best > 0.85
 
 
-@settings(max_examples=50)
-@given(st.integers(0, 10**6))
-def test_a_demand_less_never_lowers_what_can_be_had(seed: int):
-    problem = random_problem(np.random.default_rng(seed))
-    best = best_choice(problem)
-    assert best is not None
-    for gone in problem.free:
-        if gone not in best:
-            rest = Problem.of(
-                [d for i, d in enumerate(problem.demands) if i != gone], problem.n, problem.blocks, problem.ahead
-            )
-            less = best_choice(rest)
-            assert less is not None
-            assert value(rest, less) == value(problem, best)
-
-
 def test_deadlines_that_lie_together_share_their_batches():
     ahead = PbStar(TIME, Tiers.plain([0.05]))
     room = TIME.inverse(0.05)
     demands = [Demand(0.05 + i * 1e-6, room // 20, 0) for i in range(8)]
-    assert best_choice(Problem.of(demands, (1,), 100, ahead)) == set(range(8))
+    assert Problem(demands, (1,), 100, ahead).best_choice() == set(range(8))
 
 
 def test_a_promise_that_is_late_anyway_may_not_become_later():
     ahead = PbStar(TIME, Tiers.plain([0.1]))
     late = Demand(0.1, 5000, 0, promised=True)
     before, after, much_later = Demand(0.09, 10, 0), Demand(0.2, 100, 0), Demand(2.0, 100, 0)
-    problem = Problem.of([late, before, after, much_later], (1,), 100, ahead)
-    chosen = best_choice(problem)
+    problem = Problem([late, before, after, much_later], (1,), 100, ahead)
+    chosen = problem.best_choice()
     assert chosen is not None
     assert [problem.demands[i] for i in chosen] == [much_later]
 
 
 def test_memory_that_is_overdrawn_admits_nothing_and_keeps_what_is_promised():
     ahead = PbStar(TIME, Tiers.plain([0.1]))
-    problem = Problem.of([Demand(1.0, 10, 0, blocks=1), Demand(1.0, 10, 0, promised=True)], (1,), -3, ahead)
-    assert best_choice(problem) == in_order(problem, problem.free) == set()
+    problem = Problem([Demand(1.0, 10, 0, blocks=1), Demand(1.0, 10, 0, promised=True)], (1,), -3, ahead)
+    assert problem.best_choice() == problem.in_order(problem.free) == set()
 
 
 def test_too_many_states_are_left_to_others():
     ahead = PbStar(TIME, Tiers.plain([0.05, 0.1]))
     demands = [Demand(1.0 + i, 10, i % 2, blocks=i) for i in range(30)]
-    problem = Problem.of(demands, (0, 0), 10**6, ahead)
-    assert best_choice(problem, max_states=100) is None
-    assert best_choice(problem) == set(range(30))
+    problem = Problem(demands, (0, 0), 10**6, ahead)
+    assert problem.best_choice(max_states=100) is None
+    assert problem.best_choice() == set(range(30))

@@ -143,7 +143,7 @@ def test_a_run_that_ends_is_easier_than_one_that_goes_on():
     assert upper_bound(asked, CURVED) == 300
     sustained = upper_bound(asked, CURVED, repeated=True)
     assert sustained < 300
-    # 199 decodes at 100 us each, with the CPU share, and KV reads, and a prompt at 50 us a token: nearly all the time there is.
+    # Decodes at 100 us with the CPU share, their KV reads, and prompts at 50 us a token: nearly all the time there is.
     served_per_s = sustained / 7.5
     assert 0.8 < served_per_s * (199 * (100e-6 + 200 * 80e-9) + 100 * 50e-6) < 1.0
     assert upper_bound(asked, CURVED, 2, repeated=True) > sustained

@@ -2,8 +2,8 @@
 
 The form is that of batch_time.py. Its curve has corners at the powers of two up to half of the largest step: the last
 segment goes on beyond. How many pieces there are, and whether batches of chunks and decodes have terms of their own, is
-decided on a fifth of the samples, kept aside (max_affine.py says how pieces are found). Each stratum of samples weighs as
-the root of its size, so that many mixed steps don't drown the decodes.
+decided on a fifth of the samples, kept aside (max_affine.py says how pieces are found). Each stratum of samples weighs
+as the root of its size, so that many mixed steps don't drown the decodes.
 
 A term that no sample has gets no coefficient. CPU time per sequence can be told from the decodes' own only where steps
 have several chunks; elsewhere it is left to them. `fit_paper` is the form of SLOs-Serve (arXiv 2504.08784) on the same
@@ -13,7 +13,7 @@ machinery: the larger of two lines in the tokens of a step, and a term for draft
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -64,11 +64,16 @@ class Fit:
 Fitter = Callable[[Sequence[Sample]], Fit]
 
 
-def fit(samples: Sequence[Sample]) -> Fit:
-    """Raises ValueError for fewer than 10 samples or a step that took no time."""
-    _check(samples)
-    pieces, mixed = _terms_worth_it(samples) if len(samples) >= SELECT_SAMPLES else (1, False)
-    return _fit(_grow(samples, pieces, partial(_our_columns, mixed=mixed), _our_model)[-1], samples)
+def fit(samples: Sequence[Sample], attention_pair_s: float = 0.0) -> Fit:
+    """`attention_pair_s` is known beforehand and holds in every piece: steps whose chunks all start a prompt can't tell
+    it from what their tokens cost. Raises ValueError for fewer than 10 samples or a step that took no longer than that.
+    """
+    rest = [replace(s, seconds=s.seconds - attention_pair_s * s.batch.attention_pairs) for s in samples]
+    _check(rest)
+    pieces, mixed = _terms_worth_it(rest) if len(rest) >= SELECT_SAMPLES else (1, False)
+    model = _grow(rest, pieces, partial(_our_columns, mixed=mixed), _our_model)[-1]
+    known = [replace(p, attention_pair_s=p.attention_pair_s + attention_pair_s) for p in model.pieces]
+    return _fit(replace(model, pieces=tuple(known)), samples)
 
 
 def fit_paper(samples: Sequence[Sample]) -> Fit:

@@ -1,7 +1,7 @@
 """Which of the new jobs can be promised what they ask (SLOs-Serve, arXiv 2504.08784, algorithm 1).
 
     i          demands by deadline: ddl_i from now, p_i prefill tokens, m_i KV blocks, v_i value, tier_i of its decodes
-    n          decodes of each tier; one more of tier_i from ddl_i on
+    n          decodes of each tier, those of what is promised already from now on; a new one of tier_i from ddl_i on
     PB(t, n)   prefill tokens that fit until t beside n decodes (pb_star)
     s          surplus of a choice: the tokens that fit by ddl_i less what it must have computed by then
 
@@ -9,8 +9,8 @@ A choice holds if no chosen demand has s < 0, the chosen fit the memory and the 
 promised are in every choice. Where one of those is late whatever is chosen, no choice may make it later.
 
 With PB(t, n) - PB(t', n) as the tokens between two deadlines, rather than PB(t - t', n) as in the paper, deadlines that
-lie close together share their batches instead of paying for one each; and a choice's future then depends on n and s
-alone, so that beside (value up, memory down) one number orders the choices of equal n, where the paper needs two.
+lie close together share their batches instead of paying for one each; and a choice's future then depends on n and one
+number alone (what it has computed less what n would have let it), where the paper keeps two.
 
 `best_choice` is exact. `in_order` tries one demand after the other and keeps what still holds: by density (value per
 token), or by deadline.
@@ -24,6 +24,7 @@ from math import inf
 from typing import Protocol
 
 Counts = tuple[int, ...]
+_Choice = tuple[float, int, float, int]  # value, blocks, tokens ahead, indices chosen as bits
 
 
 class Ahead(Protocol):
@@ -45,121 +46,129 @@ class Demand:
     id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
 class Problem:
-    """Demands in order of deadline, beside `n` decodes, with `blocks` of memory for those not yet promised."""
+    """Demands in order of deadline, beside `n` decodes, with `blocks` of memory for those that are new."""
 
-    demands: tuple[Demand, ...]
-    n: Counts
-    blocks: int
-    ahead: Ahead
+    def __init__(self, demands: Iterable[Demand], n: Counts, blocks: int, ahead: Ahead) -> None:
+        self.demands = sorted(demands, key=lambda d: (d.due_s, not d.promised))
+        self.free = [i for i, demand in enumerate(self.demands) if not demand.promised]
+        self.blocks, self.ahead = blocks, ahead
+        for demand in self.demands:
+            if demand.promised:
+                n = grown(n, demand.tier)
+        self.n = n
+        self.feasible = ahead.tokens(0.0, n) > -inf
+        self.floors = [0.0] * len(self.demands)  # the least surplus of each: 0, or what a late promise has at best
+        alone = self.margins(set())
+        if alone:
+            for i, demand in enumerate(self.demands):
+                if demand.promised:
+                    self.floors[i] = min(0.0, alone[i])
 
-    @classmethod
-    def of(cls, demands: Iterable[Demand], n: Counts, blocks: int, ahead: Ahead) -> Problem:
-        return cls(tuple(sorted(demands, key=lambda d: (d.due_s, not d.promised))), n, blocks, ahead)
+    def margins(self, chosen: set[int]) -> list[float] | None:
+        """How far each surplus is above its floor; of a demand that is neither chosen nor promised, would be if it
+        were and its decodes cost nothing. None where the decodes can't keep their pace.
+        """
+        if not self.feasible:
+            return None
+        found: list[float] = []
+        n, ahead, tokens = self.n, 0.0, self.ahead.tokens
+        for i, demand in enumerate(self.demands):
+            room = tokens(demand.due_s, n)
+            found.append(ahead + room - demand.tokens - self.floors[i])
+            if i in chosen:
+                n = grown(n, demand.tier)
+                ahead += room - tokens(demand.due_s, n)
+                if ahead == inf:
+                    return None
+            if demand.promised or i in chosen:
+                ahead -= demand.tokens
+        return found
 
-    @property
-    def free(self) -> list[int]:
-        """Indices of the demands to choose from."""
-        return [i for i, demand in enumerate(self.demands) if not demand.promised]
+    def holds(self, chosen: set[int]) -> bool:
+        """Whether all of `chosen` (indices) can be promised beside what has been."""
+        return not chosen or (self._fits(chosen) and self._in_time(chosen, self.margins(chosen)))
 
+    def _fits(self, chosen: set[int]) -> bool:
+        return sum(self.demands[i].blocks for i in chosen) <= self.blocks
 
-class _Floors:
-    """The least surplus each demand may be left with: 0, or what a promised one has when nothing new is chosen."""
+    def _in_time(self, chosen: set[int], margins: list[float] | None) -> bool:
+        return margins is not None and all(
+            margin >= 0 for i, margin in enumerate(margins) if i in chosen or self.demands[i].promised
+        )
 
-    def __init__(self, problem: Problem) -> None:
-        surplus, n, tokens = 0.0, problem.n, problem.ahead.tokens
-        self.feasible = tokens(0.0, n) > -inf
-        self.of: list[float] = [0.0] * len(problem.demands)
-        for i, demand in enumerate(problem.demands):
-            if not demand.promised or not self.feasible:
-                continue
-            at_due = surplus + (tokens(demand.due_s, n) - demand.tokens)
-            self.of[i] = min(0.0, at_due)
-            n = grown(n, demand.tier)
-            after = tokens(demand.due_s, n)
-            self.feasible = after > -inf
-            surplus = at_due - after
-
-
-def holds(problem: Problem, chosen: set[int], floors: _Floors | None = None) -> bool:
-    """Whether all of `chosen` (indices) can be promised beside what has been."""
-    floors = floors or _Floors(problem)
-    if not floors.feasible:
-        return not chosen
-    if chosen and sum(problem.demands[i].blocks for i in chosen) > problem.blocks:
-        return False
-    surplus, n, tokens = 0.0, problem.n, problem.ahead.tokens
-    for i, demand in enumerate(problem.demands):
-        if not demand.promised and i not in chosen:
-            continue
-        due_s = demand.due_s
-        surplus += tokens(due_s, n) - demand.tokens  # the order of operations is the same throughout, so ties are exact
-        if surplus < floors.of[i]:
-            return False
-        n = grown(n, demand.tier)
-        surplus -= tokens(due_s, n)
-        if surplus == inf:
-            return False
-    return True
-
-
-def in_order(problem: Problem, order: Iterable[int]) -> set[int]:
-    """Takes each of `order` (indices) that the ones taken before leave room for."""
-    floors = _Floors(problem)
-    chosen: set[int] = set()
-    blocks = problem.blocks if floors.feasible else -1
-    for i in order:
-        demand = problem.demands[i]
-        if demand.blocks <= blocks and demand.tokens <= problem.ahead.tokens(demand.due_s, problem.n):
+    def in_order(self, order: Iterable[int]) -> set[int]:
+        """Takes each of `order` (indices) that the ones taken before leave room for."""
+        chosen: set[int] = set()
+        margins = self.margins(chosen)
+        if margins is None:
+            return chosen
+        least = self._least_from(margins, chosen)
+        blocks = self.blocks
+        for i in order:
+            demand = self.demands[i]
+            if demand.blocks > blocks or margins[i] < 0 or least[i + 1] < demand.tokens:
+                continue  # it is late itself, or makes another late, even if its decodes cost nothing
             chosen.add(i)
-            if holds(problem, chosen, floors):
-                blocks -= demand.blocks
+            found = self.margins(chosen)
+            if found is not None and self._in_time(chosen, found):
+                margins, least, blocks = found, self._least_from(found, chosen), blocks - demand.blocks
             else:
                 chosen.discard(i)
-    return chosen
+        return chosen
+
+    def _least_from(self, margins: list[float], chosen: set[int]) -> list[float]:
+        """[demands + 1] the smallest margin of a chosen or promised demand from each index on."""
+        least = [inf] * (len(margins) + 1)
+        for i in range(len(margins) - 1, -1, -1):
+            binding = i in chosen or self.demands[i].promised
+            least[i] = min(least[i + 1], margins[i]) if binding else least[i + 1]
+        return least
+
+    def best_choice(self, max_states: int | None = None) -> set[int] | None:
+        """The choice of most value, of those the one of least memory; None where more than `max_states` are seen."""
+        if not self.feasible:
+            return set()
+        tokens = self.ahead.tokens
+        seen = 0
+        states: dict[Counts, list[_Choice]] = {self.n: [(0.0, 0, 0.0, 0)]}
+        for i, demand in enumerate(self.demands):
+            due_s, floor, need, tier = demand.due_s, self.floors[i], demand.tokens, demand.tier
+            if demand.promised:
+                for n, some in states.items():
+                    least = floor + need - tokens(due_s, n)
+                    states[n] = [(v, m, ahead - need, bits) for v, m, ahead, bits in some if ahead >= least]
+                    seen += len(some)
+                continue
+            added: dict[Counts, list[_Choice]] = {}
+            room_of: dict[Counts, float] = {n: tokens(due_s, n) for n in states}
+            bit = 1 << i
+            for n, some in states.items():
+                room, more = room_of[n], grown(n, tier)
+                later = room_of[more] if more in room_of else tokens(due_s, more)
+                seen += len(some)
+                if later == -inf:
+                    continue
+                least, change = need - room, room - later - need
+                most = self.blocks - demand.blocks
+                added[more] = [
+                    (v + demand.value, m + demand.blocks, ahead + change, bits | bit)
+                    for v, m, ahead, bits in some
+                    if ahead >= least and m <= most
+                ]
+            if max_states is not None and seen > max_states:
+                return None
+            for n, some in added.items():
+                if some:
+                    states[n] = _undominated([*states.get(n, ()), *some])
+        best = max((c for some in states.values() for c in some), key=lambda c: (c[0], -c[1], c[2]))
+        return {i for i in self.free if best[3] >> i & 1}
 
 
 def by_density(problem: Problem) -> list[int]:
     """Value per token, most first."""
     demands = problem.demands
     return sorted(problem.free, key=lambda i: (-demands[i].value / max(demands[i].tokens, 1), i))
-
-
-# A choice so far: value, blocks, surplus, and the indices chosen as bits.
-_Choice = tuple[float, int, float, int]
-
-
-def best_choice(problem: Problem, max_states: int | None = None) -> set[int] | None:
-    """The choice of most value, of those the one of least memory; None where more than `max_states` are to be seen."""
-    floors = _Floors(problem)
-    if not floors.feasible:
-        return set()
-    tokens = problem.ahead.tokens
-    seen = 0
-    states: dict[Counts, list[_Choice]] = {problem.n: [(0.0, 0, 0.0, 0)]}
-    for i, demand in enumerate(problem.demands):
-        due_s, floor, need, bit = demand.due_s, floors.of[i], demand.tokens, 1 << i
-        # The demand's own blocks count only if it is new: what is promised is not part of `blocks` any more.
-        blocks, value = (0, 0.0) if demand.promised else (demand.blocks, demand.value)
-        after: dict[Counts, list[_Choice]] = {} if demand.promised else {n: list(some) for n, some in states.items()}
-        for n, some in states.items():
-            seen += len(some)
-            more = grown(n, demand.tier)
-            fits, later = tokens(due_s, n) - need, tokens(due_s, more)
-            if later == -inf:
-                continue
-            bucket = after.setdefault(more, [])
-            for v, m, surplus, chosen in some:
-                at_due = surplus + fits
-                if at_due >= floor and (demand.promised or m + blocks <= problem.blocks):
-                    bucket.append((v + value, m + blocks, at_due - later, chosen | (0 if demand.promised else bit)))
-        if max_states is not None and seen > max_states:
-            return None
-        states = {n: _undominated(some) for n, some in after.items() if some}
-    value, blocks, _, chosen = max((c for some in states.values() for c in some), key=lambda c: (c[0], -c[1], c[2]))
-    del value, blocks
-    return {i for i in range(len(problem.demands)) if chosen >> i & 1}
 
 
 def grown(n: Counts, tier: int) -> Counts:

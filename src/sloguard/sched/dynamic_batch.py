@@ -12,7 +12,7 @@ memory     where it is short, best-effort jobs are evicted, the youngest first, 
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, chain
 from math import ceil, inf
@@ -23,10 +23,27 @@ from sloguard.sched.pb_star import Tiers
 from sloguard.sched.plan import Plan
 from sloguard.sched.policy import View
 from sloguard.sched.scene import Due, Scene
+from sloguard.sched.speculate import draft_tiers
 
 MARGIN = 1.02  # by which a step may take longer than predicted without a deadline being missed
 HOLD_STEPS = 256
+KEPT_SHARE = 0.1  # of the prefill tokens, for best-effort jobs once the eldest is `KEPT_AFTER_S` old
+KEPT_AFTER_S = 30.0
 LEAST_CHUNK_TOKENS = 16  # a smaller piece of a prompt is not worth its place in a batch
+
+
+def share_of(scene: Scene) -> float:
+    """The part of a batch's prefill tokens that is kept for best-effort jobs: it grows with the age of the eldest."""
+    eldest = scene.eldest
+    return KEPT_SHARE * min(1.0, max(0.0, scene.now_s - eldest.arrival_s) / KEPT_AFTER_S) if eldest else 0.0
+
+
+def tiers_of(view: View, scene: Scene, drafting: bool) -> Tiers:
+    """How often each tier must be served, and with which drafts where the engine offers them."""
+    offered, tpots_s = view.speculation, [tpot_s / MARGIN for tpot_s in scene.tpots_s]
+    if not (drafting and offered and offered.max_draft_tokens and tpots_s):
+        return Tiers.plain(tpots_s)
+    return draft_tiers(view.time, tpots_s, scene.n, offered, scene.kv_tokens / max(sum(scene.n), 1))
 
 
 class DynamicBatch:
@@ -63,10 +80,10 @@ class DynamicBatch:
     def plan(self, best_effort: bool) -> Plan:
         scene = self._scene
         prompts = sorted((*scene.prompts, *scene.queue))
-        bound_s = self._bound_s(prompts)
-        due, later = (
-            self._due(bound_s) if prompts and self._timed and self._skip else ([job for _, _, job in scene.decodes], [])
-        )
+        skip = bool(prompts) and self._timed and self._skip
+        opens_s = self._opening_s() if skip else []
+        bound_s = self._bound_s(prompts, sorted(opens_s))
+        due, later = self._due(bound_s, opens_s) if skip else ([job for _, _, job in scene.decodes], [])
         self._decode(due)
         room = self._room(bound_s, prompts[0][2].computed_tokens if prompts else 0)
         kept = min(max(1, ceil(self._kept_share * room)), self._wanted_by_others()) if self._kept_share else 0
@@ -82,7 +99,7 @@ class DynamicBatch:
 
     # When the batch must end, and who must be in it.
 
-    def _bound_s(self, prompts: Sequence[Due]) -> float:
+    def _bound_s(self, prompts: Sequence[Due], opens_s: Sequence[float]) -> float:
         if not self._timed:
             return inf
         scene, time = self._scene, self._time
@@ -97,22 +114,28 @@ class DynamicBatch:
             if left_s >= bound_s:
                 break
             wanted += job.remaining_tokens
-            if left_s > 0 and time.inverse(left_s, decodes=decodes + before, kv_tokens=scene.kv_tokens) >= wanted:
+            beside = bisect_left(opens_s, scene.now_s + left_s) if opens_s else decodes
+            kv_tokens = scene.kv_tokens * beside // max(decodes, 1)
+            if left_s > 0 and time.inverse(left_s, decodes=beside + before, kv_tokens=kv_tokens) >= wanted:
                 return left_s
         return bound_s
 
-    def _due(self, bound_s: float) -> tuple[list[Job], list[Job]]:
-        """Decodes that are due in a batch of this length, and the others by deadline."""
+    def _opening_s(self) -> list[float]:
+        """[decodes] from when on each is due."""
         scene, tau_s = self._scene, self._tiers.tau_s
-        end_s = scene.now_s + bound_s
         window_s = dict(zip(scene.tpots_s, tau_s, strict=True))
+        return [
+            due_s - (window_s.get(job.tpot_s or 0.0) or tau_s[scene.tier_of(job)]) for due_s, _, job in scene.decodes
+        ]
+
+    def _due(self, bound_s: float, opens_s: Iterable[float]) -> tuple[list[Job], list[Job]]:
+        """Decodes that are due in a batch of this length, and the others by deadline."""
+        end_s = self._scene.now_s + bound_s
         due: list[Job] = []
         later: list[Due] = []
-        for entry in scene.decodes:
-            job = entry[2]
-            window = window_s.get(job.tpot_s or 0.0) or tau_s[scene.tier_of(job)]
-            if entry[0] - window < end_s:
-                due.append(job)
+        for entry, open_s in zip(self._scene.decodes, opens_s, strict=True):
+            if open_s < end_s:
+                due.append(entry[2])
             else:
                 later.append(entry)
         later.sort()

@@ -17,12 +17,17 @@ from sloguard.sched.job import Job
 
 KEPT = 512
 ENOUGH = 8  # fewer tell nothing about a 90 % quantile
+PRIOR_MEAN_TOKENS = 256  # 150 to 400 in the same data
 PRIOR_TOKENS = 512  # the 90 % quantile of public chat answers lies between 400 and 600 (Azure 2023 conv, ShareGPT)
 
 
 class Lengths(Protocol):
     def output_tokens(self, job: Job) -> int:
-        """Expected output tokens in all, more than `job.generated_tokens`."""
+        """Output tokens in all, as far as one should be prepared for; more than `job.generated_tokens`."""
+        ...
+
+    def mean_tokens(self, job: Job) -> int:
+        """Output tokens in all, on average: what many jobs add up to. More than `job.generated_tokens`."""
         ...
 
     def finished(self, job: Job) -> None:
@@ -34,6 +39,9 @@ class Oracle:
     """Knows. For comparison only: no engine does."""
 
     def output_tokens(self, job: Job) -> int:
+        return job.output_tokens
+
+    def mean_tokens(self, job: Job) -> int:
         return job.output_tokens
 
     def finished(self, job: Job) -> None:
@@ -48,7 +56,7 @@ class _Group:
     def __init__(self) -> None:
         self.latest: deque[int] = deque()
         self.tokens: list[int] = []
-        self.guesses: dict[int, int] = {}  # by the tokens that the answer is known to exceed
+        self.guesses: dict[tuple[float | None, int], int] = {}
 
     def add(self, tokens: int) -> None:
         if len(self.latest) == KEPT:
@@ -57,59 +65,58 @@ class _Group:
         insort(self.tokens, tokens)
         self.guesses.clear()
 
+    def guess(self, q: float | None, beyond: int) -> int:
+        """The quantile `q`, or the mean for None, of answers longer than `beyond` tokens; 0 where there was none."""
+        known = self.guesses.get((q, beyond))
+        if known is None:
+            longer = self.tokens[bisect_right(self.tokens, beyond) :]
+            if not longer:
+                known = 0
+            elif q is None:
+                known = -(-sum(longer) // len(longer))
+            else:
+                known = longer[min(int(q * len(longer)), len(longer) - 1)]
+            self.guesses[q, beyond] = known
+        return known
 
-class _Learnt:
-    """What `Quantile` and `Mean` share; they differ in the statistic of sorted tokens."""
 
-    def __init__(self) -> None:
+class Quantile:
+    """Learnt from what ended: an answer is no longer than `output_tokens` with probability `q`."""
+
+    def __init__(self, q: float = 0.9) -> None:
+        if not 0 < q < 1:
+            raise ValueError(f"a quantile lies between 0 and 1, not at {q}")
+        self.q = q
         self._groups: dict[Hashable, _Group] = {}
 
     def output_tokens(self, job: Job) -> int:
+        return self._guess(job, self.q, PRIOR_TOKENS)
+
+    def mean_tokens(self, job: Job) -> int:
+        return self._guess(job, None, PRIOR_MEAN_TOKENS)
+
+    def finished(self, job: Job) -> None:
+        for key in _keys(job):
+            self._groups.setdefault(key, _Group()).add(job.generated_tokens)
+
+    def _guess(self, job: Job, q: float | None, prior_tokens: int) -> int:
         for key in _keys(job):
             group = self._groups.get(key)
             if group is not None and len(group.tokens) >= ENOUGH:
                 break
         else:
             group = None
-        guess = PRIOR_TOKENS if group is None else self._guess(group, 0)
+        guess = prior_tokens if group is None else group.guess(q, 0)
         while guess <= job.generated_tokens:  # each turn at least doubles: O(log(answer))
-            guess = max(2 * guess, self._guess(group, guess) if group else 0)
+            guess = max(2 * guess, group.guess(q, guess) if group else 0)
         return guess
 
-    def finished(self, job: Job) -> None:
-        for key in _keys(job):
-            self._groups.setdefault(key, _Group()).add(job.generated_tokens)
 
-    def _guess(self, group: _Group, beyond: int) -> int:
-        """Of an answer longer than `beyond` tokens; 0 where none in the group was."""
-        guess = group.guesses.get(beyond)
-        if guess is None:
-            longer = group.tokens[bisect_right(group.tokens, beyond) :]
-            guess = group.guesses[beyond] = self._statistic(longer) if longer else 0
-        return guess
+class Mean(Quantile):
+    """Prepared for the mean only."""
 
-    def _statistic(self, tokens: list[int]) -> int:
-        raise NotImplementedError
-
-
-class Quantile(_Learnt):
-    """The answer is no longer than this with probability `q`."""
-
-    def __init__(self, q: float = 0.9) -> None:
-        super().__init__()
-        if not 0 < q < 1:
-            raise ValueError(f"a quantile lies between 0 and 1, not at {q}")
-        self.q = q
-
-    def _statistic(self, tokens: list[int]) -> int:
-        return tokens[min(int(self.q * len(tokens)), len(tokens) - 1)]
-
-
-class Mean(_Learnt):
-    """The mean, rounded up."""
-
-    def _statistic(self, tokens: list[int]) -> int:
-        return -(-sum(tokens) // len(tokens))
+    def output_tokens(self, job: Job) -> int:
+        return self.mean_tokens(job)
 
 
 def _keys(job: Job) -> tuple[Hashable, Hashable, Hashable]:

@@ -10,6 +10,9 @@ than tau_l later; so a looser tier skips batches. What the decodes of a batch le
 prefill tokens, by the batch time's inverse. This is the paper's heap of deadlines, which always has the tightest tier
 on top, solved for one tier at a time. Where the paper knows only tokens, decodes have their own price here, KV reads
 included, and a batch ends when it is due instead of a rounded token earlier.
+
+An instant within a batch is given what lies on the chord from the end of that batch's decodes to its own end: a batch
+time is convex in tokens, so a batch that ended there would hold no less.
 """
 
 from __future__ import annotations
@@ -59,62 +62,62 @@ class PbStar:
         self._kv_tokens, self._context_tokens = kv_tokens, context_tokens
         self._max_tokens, self._longest_s, self._share = max_tokens, longest_s, share
         self._curves: dict[tuple[int, ...], _Curve] = {}
-        self._known: dict[tuple[float, tuple[int, ...]], float] = {}
+        self._due: dict[tuple[bool, ...], list[int]] = {}  # tiers (as bits) in batch k + 1, by the tiers with decodes
 
     def tokens(self, t_s: float, n: tuple[int, ...]) -> float:
-        """Up to `t_s` from now; -inf where the decodes alone can't keep their pace."""
-        key = (t_s, n)
-        known = self._known.get(key)
-        if known is None:
-            known = self._known[key] = self._share * self._tokens(t_s, n)
-        return known
-
-    def _tokens(self, t_s: float, n: tuple[int, ...]) -> float:
+        """Up to `t_s` from now, a whole number; -inf where the decodes alone can't keep their pace."""
         curve = self._curves.get(n)
         if curve is None:
-            tau_s = min((tau for tau, count in zip(self._tiers.tau_s, n, strict=True) if count), default=inf)
-            curve = self._curves[n] = _Curve(min(tau_s, self._longest_s))
-            curve.feasible = not sum(n) or self._decodes_s(n, self._due(0.0, curve.tau_s, n)) <= curve.tau_s
+            curve = self._curves[n] = self._curve(n)
         if not curve.feasible:
             return -inf
-        if t_s <= 0:
-            return 0.0
-        tau_s, upto = curve.tau_s, curve.upto
+        tau_s = curve.tau_s
         if tau_s == inf:
-            return self._fill(t_s, 0, 0)
-        whole = int(t_s / tau_s + EPS)
-        while len(upto) <= whole:
-            k = len(upto)
-            due = self._due((k - 1) * tau_s, k * tau_s, n)
-            filled = curve.filled.get(due)
-            if filled is None:
-                filled = curve.filled[due] = self._fill(tau_s, *self._counts(n, due))
-            upto.append(upto[-1] + filled)
-        rest_s = t_s - whole * tau_s
-        if rest_s <= EPS * tau_s:
-            return upto[whole]
-        return upto[whole] + self._fill(rest_s, *self._counts(n, self._due(whole * tau_s, t_s, n)))
+            return int(self._share * self._fill(t_s, 0, 0, 0)) if t_s > 0 else 0
+        whole = int(t_s / tau_s + EPS) if t_s > 0 else 0
+        upto, due, filled = curve.upto, curve.due, curve.filled
+        while len(upto) <= whole + 1:
+            if len(due) < len(upto):
+                due.append(self._due_in(len(upto), tau_s, n))
+            tiers = due[len(upto) - 1]
+            if tiers not in filled:
+                filled[tiers] = self._filled(tiers, tau_s, n)
+            upto.append(upto[-1] + filled[tiers][0])
+        tokens, decodes_s = filled[due[whole]]
+        beyond_s = t_s - whole * tau_s - decodes_s
+        partly = tokens * beyond_s / (tau_s - decodes_s) if beyond_s > 0 and tokens else 0.0
+        return int(self._share * (upto[whole] + partly))
 
-    def _due(self, begin_s: float, end_s: float, n: tuple[int, ...]) -> tuple[int, ...]:
-        """Tiers whose window opens in a batch: the count of windows opened before an instant t is ceil(t/tau_l)."""
-        return tuple(
-            tier
-            for tier, (tau_s, count) in enumerate(zip(self._tiers.tau_s, n, strict=True))
-            if count and ceil(end_s / tau_s - EPS) > ceil(begin_s / tau_s - EPS)
+    def _curve(self, n: tuple[int, ...]) -> _Curve:
+        tau_s = min((tau for tau, count in zip(self._tiers.tau_s, n, strict=True) if count), default=inf)
+        curve = _Curve(min(tau_s, self._longest_s), self._due.setdefault(tuple(map(bool, n)), []))
+        if any(n):  # in the first batch all tiers are due
+            tiers = self._due_in(1, curve.tau_s, n)
+            curve.filled[tiers] = self._filled(tiers, curve.tau_s, n)
+            curve.feasible = curve.filled[tiers][1] <= curve.tau_s
+        return curve
+
+    def _due_in(self, batch: int, tau_s: float, n: tuple[int, ...]) -> int:
+        """Tiers whose window opens in a batch: those opened before an instant t are ceil(t/tau_l)."""
+        begin_s, end_s = (batch - 1) * tau_s, batch * tau_s
+        return sum(
+            1 << tier
+            for tier, (tau, count) in enumerate(zip(self._tiers.tau_s, n, strict=True))
+            if count and ceil(end_s / tau - EPS) > ceil(begin_s / tau - EPS)
         )
 
-    def _counts(self, n: tuple[int, ...], due: tuple[int, ...]) -> tuple[int, int, int]:
-        """Decodes, drafted tokens and the longest draft."""
-        verified = self._tiers.verified
-        decodes = sum(n[tier] for tier in due)
-        drafted = sum(n[tier] * verified[tier] for tier in due) - decodes
-        return decodes, drafted, max((verified[tier] - 1 for tier in due), default=0)
+    def _filled(self, tiers: int, tau_s: float, n: tuple[int, ...]) -> tuple[float, float]:
+        """Prefill tokens of a batch in which these tiers are due, and the seconds of its decodes alone."""
+        decodes = drafted = steps = 0
+        for tier, count in enumerate(n):
+            if tiers >> tier & 1:
+                draft = self._tiers.verified[tier] - 1
+                decodes, drafted, steps = decodes + count, drafted + count * draft, max(steps, draft)
+        kv_tokens = int(decodes * self._kv_tokens)
+        decodes_s = self._time.seconds(Batch((), decodes, kv_tokens, drafted, steps))
+        return (self._fill(tau_s, decodes, drafted, steps) if decodes_s < tau_s < inf else 0), decodes_s
 
-    def _decodes_s(self, n: tuple[int, ...], due: tuple[int, ...]) -> float:
-        decodes, drafted, steps = self._counts(n, due)
-        return self._time.seconds(Batch((), decodes, int(decodes * self._kv_tokens), drafted, steps))
-
-    def _fill(self, seconds: float, decodes: int, drafted: int, steps: int = 0) -> float:
+    def _fill(self, seconds: float, decodes: int, drafted: int, steps: int) -> float:
         """Prefill tokens in `seconds` beside decodes that are served once, in as many batches as `max_tokens` asks."""
         time, context = self._time, self._context_tokens
         kv = int(decodes * self._kv_tokens)
@@ -139,12 +142,14 @@ class PbStar:
 
 
 class _Curve:
-    """PB* of one n: `upto[k]` tokens by the end of batch k."""
+    """PB* of one n: `upto[k]` tokens by the end of batch k, `due` the tiers in batch k + 1, and of a batch with such
+    tiers what is `filled`, and the seconds of its decodes.
+    """
 
-    __slots__ = ("feasible", "filled", "tau_s", "upto")
+    __slots__ = ("due", "feasible", "filled", "tau_s", "upto")
 
-    def __init__(self, tau_s: float) -> None:
-        self.tau_s = tau_s
+    def __init__(self, tau_s: float, due: list[int]) -> None:
+        self.tau_s, self.due = tau_s, due
         self.upto: list[float] = [0.0]
-        self.filled: dict[tuple[int, ...], float] = {}  # by the tiers due
+        self.filled: dict[int, tuple[float, float]] = {}
         self.feasible = True

@@ -66,6 +66,7 @@ class Policy(Protocol):
 
 POLICIES = {
     "vllm": "sloguard.sched.fcfs:Fcfs",
+    "vllm-priority": "sloguard.sched.priority:Priority",
     "vllm-v0": "sloguard.sched.vllm_v0:VllmV0",
     "sarathi": "sloguard.sched.sarathi:Sarathi",
     "sarathi-slo": "sloguard.sched.sarathi:SarathiSlo",
@@ -75,4 +76,5 @@ POLICIES = {
     "scorpio": "sloguard.sched.scorpio:Scorpio",
     "edf-sim": "sloguard.sched.edf_sim:EdfSim",
     "slos-serve": "sloguard.sched.slos_serve:SlosServe",
+    "sloguard": "sloguard.sched.sloguard:Sloguard",
 }

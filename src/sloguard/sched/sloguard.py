@@ -27,7 +27,7 @@ from itertools import chain
 import numpy as np
 
 from sloguard.perf.batch_time import Batch
-from sloguard.sched.dynamic_batch import MARGIN, DynamicBatch, kept_share, tiers_of
+from sloguard.sched.dynamic_batch import MARGIN, DynamicBatch, share_of, tiers_of
 from sloguard.sched.job import Job, Tier
 from sloguard.sched.memory_ahead import MemoryAhead, Row
 from sloguard.sched.pb_star import Tiers
@@ -74,7 +74,7 @@ class Sloguard:
                 declined = self._choose(view, scene, tiers, pace_s, memory)
             if scene.idle and not _spare_fits(view, scene, memory):
                 scene.idle.clear()
-        made = DynamicBatch(view, scene, tiers, pace_s, None, kept_share(scene), True).plan(True)
+        made = DynamicBatch(view, scene, tiers, pace_s, None, share_of(scene), True).plan(True)
         for job in new:
             if job.id in made.admit and job.tier is Tier.NEW:
                 job.tier = Tier.PROMISED
@@ -110,7 +110,11 @@ class Sloguard:
                 load += added
                 insort(scene.queue, entry)
         scene.new.clear()
-        return tuple(job.id for job in set_back if job.hops_left)
+        declined = tuple(job.id for job in set_back if job.hops_left)
+        if not (scene.promised or scene.spare or scene.idle) and len(declined) < len(set_back):
+            job = next(job for job in set_back if not job.hops_left)  # there is nobody whom it keeps out
+            scene.queue.append((prompt_due_s(job), scene.jobs, job))
+        return declined
 
     def _shed(self, view: View, scene: Scene, in_time: Sequence[Due], costs: _Costs, pace_s: float) -> set[str]:
         """Ids of the new prompts that would keep others from being in time."""

@@ -20,15 +20,14 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from math import ceil, inf
 
-from sloguard.sched.admission import Demand, Problem, best_choice, by_density, holds, in_order
-from sloguard.sched.dynamic_batch import MARGIN, DynamicBatch
+from sloguard.sched.admission import Demand, Problem, by_density
+from sloguard.sched.dynamic_batch import KEPT_SHARE, MARGIN, DynamicBatch, share_of, tiers_of
 from sloguard.sched.job import Job, Tier
 from sloguard.sched.memory_ahead import MemoryAhead, Row
 from sloguard.sched.pb_star import PbStar, Tiers
 from sloguard.sched.plan import Plan
 from sloguard.sched.policy import View
 from sloguard.sched.scene import Scene, in_time, look, prompt_due_s
-from sloguard.sched.speculate import draft_tiers
 
 REPLAN_ARRIVALS, REPLAN_FINISHES, REPLAN_S = 10, 6, 0.1
 EXACT_UPTO = 10  # new jobs
@@ -36,8 +35,6 @@ MAX_STATES = 1000  # of the exact choice; a state takes 1 to 2 microseconds, so 
 MAX_OFFERS = 64  # jobs considered at once, earliest deadline first: the others are as if they came later
 STAGE_WEIGHT = 0.1
 SCARCE = 0.5  # share of the memory that promises take from which on all decodes run: who ends sooner frees it sooner
-KEPT_SHARE = 0.1
-KEPT_AFTER_S = 30.0
 
 
 @dataclass(slots=True)
@@ -77,7 +74,8 @@ class SlosServe:
         self._expected: dict[str, int] = {}
         self._missed_out: set[str] = set()  # made best effort here, and still in time when last looked at
         self._replanned_s = -inf
-        self._peak_share = 0.0  # of the memory, by what was promised when last looked at
+        self._reckoned_s = -inf
+        self._peak_blocks = 0
         self._stage_tokens = 0.0  # what a later stage adds to a conversation, learnt
         self._arrivals = self._finishes = self._running = 0
         self._pace_s = inf  # the tightest TPOT seen last: whoever comes next may ask for it
@@ -89,25 +87,15 @@ class SlosServe:
         self._learn_stages(view, scene)
         offers = self._offers(scene)
         scene.set_tiers(offers)
-        tiers = self._tiers(view, scene)
+        tiers = tiers_of(view, scene, self.speculation)
         self._pace_s = pace_s = min(tiers.tau_s, default=self._pace_s)
-        kept_share = self._kept_share(scene)
+        kept_share = share_of(scene) if self.best_effort else 0.0
         declined = self._decide(view, scene, tiers, kept_share, offers) if offers else ()
-        skip = self._peak_share < SCARCE
+        skip = self._peak_blocks < SCARCE * view.kv.blocks
         made = DynamicBatch(view, scene, tiers, pace_s, self.fixed_batch, kept_share, skip).plan(self.best_effort)
         self._running = len(view.running) + len(made.admit) - len(made.evict)
         holds_until_s = -inf if self._missed_out else made.holds_until_s  # they are to be looked at again
         return replace(made, decline=declined, holds_until_s=holds_until_s)
-
-    def _tiers(self, view: View, scene: Scene) -> Tiers:
-        offered, tpots_s = view.speculation, [tpot_s / MARGIN for tpot_s in scene.tpots_s]
-        if not (self.speculation and offered and offered.max_draft_tokens and tpots_s):
-            return Tiers.plain(tpots_s)
-        return draft_tiers(view.time, tpots_s, scene.n, offered, scene.kv_tokens / max(sum(scene.n), 1))
-
-    def _kept_share(self, scene: Scene) -> float:
-        eldest = scene.eldest if self.best_effort else None
-        return KEPT_SHARE * min(1.0, max(0.0, scene.now_s - eldest.arrival_s) / KEPT_AFTER_S) if eldest else 0.0
 
     # Admission.
 
@@ -158,7 +146,7 @@ class SlosServe:
     ) -> set[str]:
         """The ids of those that are promised."""
         now_s, kv, block = scene.now_s, view.kv, view.kv.block_tokens
-        peak_tokens = self._memory_ahead(view, scene).peak_tokens()
+        self._reckon_memory(view, scene)
         demands: list[Demand] = []
         for job in offered:
             computed = job.computed_tokens if job.id in runs else kv.cached_tokens(job)
@@ -171,7 +159,6 @@ class SlosServe:
                 tokens = job.remaining_tokens - (kv.cached_tokens(job) if waits else 0)
                 left_s = max(0.0, due_s - now_s) / MARGIN
                 demands.append(Demand(left_s, tokens, scene.tier_of(job), promised=True))
-        self._peak_share = peak_tokens / kv.capacity_tokens
         kept_blocks = 0
         if kept_share >= KEPT_SHARE and (eldest := scene.eldest):
             kept_blocks = ceil((eldest.prompt_tokens + self._expected_tokens(view, eldest)) / block)
@@ -179,31 +166,32 @@ class SlosServe:
         ahead = PbStar(
             view.time,
             tiers,
-            kv_tokens=peak_tokens / max(scene.promised, 1),
+            kv_tokens=self._peak_blocks * block / max(scene.promised, 1),
             context_tokens=sum(prompts) // (2 * len(prompts)),
             max_tokens=min(self.fixed_batch or view.limits.max_num_batched_tokens, view.limits.max_num_batched_tokens),
             longest_s=self._pace_s,
             share=1 - kept_share,
         )
-        free_blocks = int(kv.blocks - peak_tokens / block) - kept_blocks
-        problem = Problem.of(demands, scene.n, free_blocks, ahead)
-        return {problem.demands[i].id for i in self._solve(problem)}
+        problem = Problem(demands, scene.n, kv.blocks - self._peak_blocks - kept_blocks, ahead)
+        chosen = [problem.demands[i] for i in self._solve(problem)]
+        self._peak_blocks += sum(demand.blocks for demand in chosen)
+        return {demand.id for demand in chosen}
 
     def _solve(self, problem: Problem) -> set[int]:
         stats, free = self.stats, problem.free
-        if holds(problem, set(free)):
+        if problem.holds(set(free)):
             stats.all_fit += 1
             return set(free)
         if self.admission == "edf":
             stats.edf += 1
-            return in_order(problem, free)
+            return problem.in_order(free)
         if self.admission == "dp" or (self.admission == "auto" and len(free) <= EXACT_UPTO):
-            best = best_choice(problem, MAX_STATES if self.admission == "auto" else None)
+            best = problem.best_choice(MAX_STATES if self.admission == "auto" else None)
             if best is not None:
                 stats.dp += 1
                 return best
         stats.greedy += 1
-        return in_order(problem, by_density(problem))
+        return problem.in_order(by_density(problem))
 
     # Memory.
 
@@ -225,16 +213,16 @@ class SlosServe:
         """What will come after the prompt: the answer, and what later stages add to the conversation."""
         return self._expected_tokens(view, job) + job.stages_left * self._stage_tokens
 
-    def _row(self, view: View, job: Job) -> Row:
-        """Tokens to come, and held by then, of which the last block may be all but empty."""
-        return (
-            ceil(self._final_tokens(view, job)) - job.generated_tokens,
-            job.known_tokens + view.kv.block_tokens,
-        )
-
-    def _memory_ahead(self, view: View, scene: Scene) -> MemoryAhead:
-        """Of promised jobs."""
+    def _reckon_memory(self, view: View, scene: Scene) -> None:
+        """What promised jobs need at their peak: anew every `REPLAN_S`, and in between each promise adds its whole."""
+        if scene.now_s < self._reckoned_s + REPLAN_S:
+            return
+        self._reckoned_s = scene.now_s
         jobs = [job for some in (scene.decodes, scene.prompts, scene.queue) for _, _, job in some]
-        if len(self._expected) > 2 * len(jobs) + 1024:
-            self._expected = {job.id: self._expected[job.id] for job in jobs if job.id in self._expected}
-        return MemoryAhead(self._row(view, job) for job in jobs)
+        expected = self._expected
+        self._expected = {job.id: expected[job.id] for job in jobs if job.id in expected}
+        rows: list[Row] = []
+        for job in jobs:
+            left = ceil(self._final_tokens(view, job)) - job.generated_tokens
+            rows.append((left, job.known_tokens + view.kv.block_tokens))  # a job's last block may be all but empty
+        self._peak_blocks = MemoryAhead(rows).peak_tokens() // view.kv.block_tokens
