@@ -27,6 +27,7 @@ from sloguard.perf.samples import Group, read_samples, readable
 FORMS: dict[str, Fitter] = {"sloguard": fit, "SLOs-Serve": fit_paper}
 MAX_MAPE, MIN_R2 = 0.05, 0.95
 FEW_SAMPLES, PARTITIONS = 200, 5
+LEAST_SAMPLES = 15
 
 
 def main() -> None:
@@ -47,7 +48,11 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     for table in tables:
         for group, samples in read_table(table).items():
-            if arguments.only not in " ".join(group):
+            name = " ".join(group)
+            if arguments.only not in name:
+                continue
+            if len(samples) < LEAST_SAMPLES:
+                print(f"{name:50}{len(samples):>8} too few to fit and hold some out")
                 continue
             row = {form: judged(samples, fitter, arguments.folds) for form, fitter in FORMS.items()}
             print(line(group, len(samples), *row.values()), flush=True)

@@ -23,8 +23,8 @@ PAPERS_BASELINES = ("vllm-v0", "sarathi")
 RATIOS = tuple(f"distserve {pools}" for pools in ("1:1", "2:1", "1:2"))
 VLLM_2048 = "vllm:max_num_batched_tokens=2048"
 POLICIES = (
-    *(VLLM_2048, "vllm", "vllm-priority", "vllm-v0", "sarathi", "sarathi-slo", *RATIOS),
-    *("edf", "srpf", "qoserve", "scorpio", "edf-sim", "slos-serve", OURS),
+    *(OURS, "slos-serve", "edf-sim", "qoserve", "scorpio", "edf", "srpf", *RATIOS),
+    *("sarathi", "sarathi-slo", "vllm-v0", VLLM_2048, "vllm", "vllm-priority"),
 )
 TITLES = {VLLM_2048: "vllm, 2048 tokens", "vllm": "vllm, 8192 tokens"}  # where both stand side by side
 
@@ -130,8 +130,8 @@ ABLATIONS = (
     Ablation("drafts", _OURS | _DRAFTS, _less(OURS, "speculation=false") | _DRAFTS, paper=1.66),
     Ablation("asking the next replica", _SLOS | _MANY | {"router": "slos-serve"}, _SLOS | _MANY, SCALED, 1.19),
     Ablation("router headroom", _OURS | _MANY | {"router": "headroom"}, _OURS | _MANY, SCALED, 1.19),
-    Ablation("best effort", _SLOS, _less("slos-serve", "best_effort=false"), BURSTY, 1.34),
-    Ablation("batches by deadline, not of 512", _SLOS, _less("slos-serve", "fixed_batch=512"), BURSTY, 1.34),
+    Ablation("best effort", _SLOS, _less("slos-serve", "best_effort=false"), BURSTY),
+    Ablation("batches by deadline, not of 512", _SLOS, _less("slos-serve", "fixed_batch=512"), BURSTY),
     Ablation("both", _SLOS, _less("slos-serve", "best_effort=false:fixed_batch=512"), BURSTY, 1.34),
     Ablation("exact admission, not greedy", _SLOS, _less("slos-serve", "admission=greedy")),
     Ablation("shedding", _OURS, _less(OURS, "shed=false")),

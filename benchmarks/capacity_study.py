@@ -7,7 +7,7 @@
 
 Writes STUDY.md, STUDY.json and STUDY*.png into --out. Every rate tried is on record in capacity.jsonl there, which the
 studies share: the same command goes on where it was stopped, and asks nothing twice. `--again P` forgets what is on
-record of policy P, after it has changed.
+record of policy P, after it has changed; after any other change (batch times, scenarios), take another --out.
 
 Capacity is as `sloguard capacity` has it: the largest rate a GPU at which 90 % of the requests keep every promise and
 no backlog builds up. The bound is `sim/oracle.py`'s on the same requests: what a policy that knows all could serve.

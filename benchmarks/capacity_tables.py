@@ -208,7 +208,7 @@ def _factors(overall: Mapping[str, tuple[float, float | None]]) -> bytes:
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlabel("capacity with it over that without, geometric mean", fontsize=9)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
     return _png(figure)
 
@@ -221,12 +221,12 @@ def _sensitivity_figure(curves: Mapping[str, Sequence[float]], bars: Mapping[str
         left.plot(BELIEFS, values, dash, marker="o", color=colour, label=name)
     left.set_xlabel("batch time that the policy believes, over the true one", fontsize=9)
     left.set_ylabel("capacity relative to exact, geometric mean", fontsize=9)
-    left.set_ylim(0, 1.15)
-    left.legend(frameon=False, fontsize=9)
+    left.set_ylim(bottom=0)
     _plain(left)
     _bars(right, bars, LENGTHS, "{:.2f}")
     right.set_xlabel("how the policy guesses lengths of answers", fontsize=9)
-    right.legend(frameon=False, fontsize=9, loc="lower right")
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower left", ncols=len(labels), frameon=False, fontsize=9)
     return _png(figure)
 
 

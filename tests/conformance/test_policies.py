@@ -58,7 +58,8 @@ class Watched:
         tiers = {job.id: job.tier for job in (*running.values(), *waiting.values())}
         made = self.inner.plan(now_s, view)
         stay = {name: job for name, job in running.items() if name not in made.evict}
-        admitted = {name: waiting[name] for name in made.admit}
+        back = {name: running[name] for name in made.evict}  # vllm-priority may admit whom it has just evicted
+        admitted = {name: (back | waiting)[name] for name in made.admit}
 
         assert set(made.evict) <= running.keys()
         assert len(set(made.evict)) == len(made.evict)
@@ -97,7 +98,8 @@ class Watched:
             if name in stay:
                 assert view.kv.grow(stay[name], tokens)
             else:
-                assert view.kv.grow(admitted[name], made.admit[name] + tokens)
+                job = admitted[name]
+                assert view.kv.grow(job, made.admit[name] + tokens - job.computed_tokens)
         assert view.kv.free_blocks == free
 
 

@@ -32,6 +32,9 @@ PUBLISHED = {
     "mistralai/Mistral-7B-v0.1": 7.242,
     "mistralai/Mistral-7B-v0.3": 7.248,
     "mistralai/Mixtral-8x7B-v0.1": 46.70,
+    "facebook/opt-6.7b": 6.658,
+    "facebook/opt-13b": 12.853,
+    "facebook/opt-30b": 29.975,
     "TinyLlama/TinyLlama-1.1B-Chat-v1.0": 1.100,
     "microsoft/phi-4": 14.66,
 }

@@ -33,6 +33,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+_Line = tuple[float, float, float, float]  # room, and seconds a token, a token's context, a pair
+
 MAX_TOKENS = 1 << 20  # no engine batches more
 FEW_STEPS = 8  # up to here a loop is faster than numpy
 
@@ -212,6 +214,7 @@ class BatchTime:
                     base_s=piece.base_s + weights_s,
                     kv_token_s=piece.kv_token_s * kv_factor,
                     mixed_kv_token_s=piece.mixed_kv_token_s * kv_factor,
+                    mixed_length_token_s=piece.mixed_length_token_s * kv_factor,
                 )
                 for piece in self.pieces
             ),
@@ -271,51 +274,36 @@ class BatchTime:
         one that fills the graph before.
         """
         others = draft_tokens + decodes
-        mean = 1 / decodes if decodes else 0.0
-        reading = ((b, a, d, k + m + length_s * mean, q, c) for b, a, d, k, q, c, m, length_s in self._rows)
-        lines = [
-            (
-                gpu_s - base_s - decode_s * decodes - kv_s * kv_tokens - context_s * context_tokens,
-                token_s,
-                pair_s * context_tokens,
-                pair_s,
-            )
-            for base_s, token_s, decode_s, kv_s, pair_s, context_s in reading
-        ]
-        tokens = self._unpadded(lines, draft_tokens, others)
+        mean = kv_tokens / decodes if decodes else 0.0
+        lines: list[_Line] = []
+        for base_s, token_s, decode_s, kv_s, pair_s, context_s, mixed_s, length_s in self._rows:
+            fixed_s = base_s + token_s * draft_tokens + decode_s * decodes + (kv_s + mixed_s) * kv_tokens
+            room_s = gpu_s - fixed_s - context_s * context_tokens - length_s * mean
+            lines.append((room_s, token_s, pair_s * context_tokens, pair_s))
+        tokens = self._unpadded(lines, others)
         sizes = self.graph_sizes
         if not tokens or not sizes or tokens + others > sizes[-1]:
             return tokens
         at = bisect_left(sizes, tokens + others)
-        padded, curve_s = self._padded(sizes[at] - decodes, decodes)
-        fits = min(
-            _root(room_s - curve_s - token_s * padded, linear, quadratic)
-            for room_s, token_s, linear, quadratic in lines
-        )
+        size, curve_s = self._padded(sizes[at], 0)
+        fits = MAX_TOKENS
+        for room_s, token_s, linear_s, pair_s in lines:
+            fits = min(fits, _root(room_s - curve_s - token_s * (size - others), linear_s, pair_s))
         below = sizes[at - 1] - others if at else 0
-        return min(fits, sizes[at] - others) if fits > below else max(0, below)
+        return min(fits, size - others) if fits > below else max(0, below)
 
-    def _unpadded(self, lines: Sequence[tuple[float, float, float, float]], drafts: int, others: int) -> int:
+    def _unpadded(self, lines: Sequence[_Line], others: int) -> int:
         """The root without padding: in the last of the curve's segments whose start fits."""
         segments = self._segments
-
-        def starts_within(start: int, start_s: float) -> bool:
-            n = start - others
-            return all(
-                start_s + token_s * (n + drafts) + n * (linear + quadratic * n / 2) <= room_s
-                for room_s, token_s, linear, quadratic in lines
-            )
-
-        at = bisect_right(self._corners, others) - 1
-        while at + 1 < len(segments) and starts_within(segments[at + 1][0], segments[at + 1][1]):
+        at = bisect_right(self._corners, others)
+        while at < len(segments) and _fits(lines, segments[at][0] - others, segments[at][1]):
             at += 1
-        start, start_s, slope_s = segments[at]
-        offset_s = start_s - slope_s * (start - others)
-        tokens = min(
-            _root(room_s - offset_s - token_s * drafts, token_s + slope_s + linear, quadratic)
-            for room_s, token_s, linear, quadratic in lines
-        )
-        return tokens if at + 1 == len(segments) else min(tokens, segments[at + 1][0] - others)
+        start, start_s, slope_s = segments[at - 1]
+        curve_s = start_s - slope_s * (start - others)
+        tokens = MAX_TOKENS if at == len(segments) else segments[at][0] - others
+        for room_s, token_s, linear_s, pair_s in lines:
+            tokens = min(tokens, _root(room_s - curve_s, token_s + slope_s + linear_s, pair_s))
+        return tokens
 
 
 def _values(piece: Piece) -> tuple[float, ...]:
@@ -346,6 +334,13 @@ def _hull(segments: Sequence[tuple[int, float, float]]) -> list[tuple[float, flo
 
 def _slope(a: tuple[float, float], b: tuple[float, float]) -> float:
     return (b[1] - a[1]) / (b[0] - a[0])
+
+
+def _fits(lines: Sequence[_Line], n: int, curve_s: float) -> bool:
+    for room_s, token_s, linear_s, pair_s in lines:
+        if curve_s + n * (token_s + linear_s + pair_s * n / 2) > room_s:
+            return False
+    return True
 
 
 def _root(room: float, linear: float, quadratic: float) -> int:

@@ -1,9 +1,11 @@
 """Batch times that ship with sloguard, one row per GPU, model and tensor-parallel degree, each with its source.
 
-GPU time is fitted by `tools/fit_batch_time.py` on AIConfigurator's kernel tables of vLLM (commit 095f58a5, measured on
-the GPU named) with Vidur's elementwise kernels (commit 7d475133). `mape` is the mean relative error on held-out steps.
-Rows marked "moved" have no table of their own: the same chip with another memory reads weights and KV faster or
-slower in proportion to bandwidth, and computes as fast.
+    fitted      perf/rows.py: GPU time, fitted by tools/fit_batch_time.py on AIConfigurator's kernel tables of vLLM
+                (commit 095f58a5) with Vidur's elementwise kernels (commit 7d475133), or on LLMServingSim's profiles of
+                vLLM 0.19 (commit 5daddb21), measured on the GPU named. `mape`: mean relative error on held-out steps
+    moved       the same chip with another memory reads weights and KV faster or slower in proportion to bandwidth, and
+                computes as fast
+    published   SLOs-Serve's own coefficients, seconds: fitted end to end on its engine, so nothing is added to them
 
 CPU time, which kernel tables do not hold:
 
@@ -24,7 +26,8 @@ from sloguard.perf.batch_time import BatchTime, Piece
 from sloguard.perf.gpus import GPUS, Gpu
 from sloguard.perf.model_shape import ModelShape
 from sloguard.perf.models import MODELS
-from sloguard.perf.roofline import predicted_pieces
+from sloguard.perf.roofline import predicted_from, predicted_time
+from sloguard.perf.rows import FITTED
 
 CPU_STEP_S = 0.2e-3
 CPU_SEQUENCE_S = 0.05e-3
@@ -35,126 +38,65 @@ EAGER_LAUNCH_LAYER_S = 0.70e-3
 
 @dataclass(frozen=True, slots=True)
 class Coefficients:
-    """GPU time of one model on one GPU type; `pieces` in seconds per unit, `mape` on held-out steps, if measured."""
+    """GPU time of one model on one GPU type; `mape` on held-out steps, if measured. `end_to_end`: CPU time, padding and
+    launches are in it already.
+    """
 
     gpu: str
     model: str
     tp: int
-    pieces: tuple[Piece, ...]
+    gpu_time: BatchTime
     source: str
     mape: float | None
+    end_to_end: bool = False
 
 
-def _table(gpu: str, version: str) -> str:
-    return f"AIConfigurator kernel tables ({gpu}, vLLM {version}) and Vidur elementwise kernels"
+def _lines(*lines: tuple[float, float], draft_step_s: float = 0.0) -> BatchTime:
+    """The form of SLOs-Serve: (seconds a token, of prefill and decode alike; seconds a step)."""
+    return BatchTime(tuple(Piece(b, k1, k1, 0.0, 0.0) for k1, b in lines), draft_step_s=draft_step_s)
 
 
-_FITTED = (
-    Coefficients(
-        "A100-80GB",
-        "Qwen/Qwen2-1.5B",
-        1,
-        (
-            Piece(3.817e-3, 7.258e-6, 0.0, 21.39e-9, 0.0),
-            Piece(3.355e-3, 12.71e-6, 13.17e-6, 20.27e-9, 1277e-12),
-        ),
-        _table("A100", "0.14.0"),
-        0.028,
-    ),
-    Coefficients(
-        "A100-80GB",
-        "meta-llama/Llama-3.1-8B",
-        1,
-        (
-            Piece(11.44e-3, 22.36e-6, 20.59e-6, 88.4e-9, 0.0),
-            Piece(7.884e-3, 52.59e-6, 53.0e-6, 84.79e-9, 5246e-12),
-        ),
-        _table("A100", "0.14.0"),
-        0.025,
-    ),
-    Coefficients(
-        "A100-80GB",
-        "meta-llama/Llama-3.1-70B",
-        4,
-        (
-            Piece(29.13e-3, 86.56e-6, 79.61e-6, 56.41e-9, 0.0),
-            Piece(19.55e-3, 162.2e-6, 150.6e-6, 57.37e-9, 234.8e-12),
-        ),
-        _table("A100", "0.14.0"),
-        0.023,
-    ),
-    Coefficients(
-        "H100",
-        "Qwen/Qwen2-1.5B",
-        1,
-        (
-            Piece(2.267e-3, 3.836e-6, 2.68e-6, 9.72e-9, 0.0),
-            Piece(1.673e-3, 4.912e-6, 5.84e-6, 9.562e-9, 240.6e-12),
-        ),
-        _table("H100", "0.24.0"),
-        0.031,
-    ),
-    Coefficients(
-        "H100",
-        "meta-llama/Llama-3.1-8B",
-        1,
-        (
-            Piece(6.594e-3, 10.9e-6, 12.34e-6, 41.21e-9, 5465e-12),
-            Piece(2.296e-3, 20.73e-6, 20.19e-6, 41.21e-9, 274.1e-12),
-        ),
-        _table("H100", "0.24.0"),
-        0.022,
-    ),
-    Coefficients(
-        "H100",
-        "meta-llama/Llama-3.1-70B",
-        4,
-        (
-            Piece(16.31e-3, 33.89e-6, 28.42e-6, 27.16e-9, 0.0),
-            Piece(8.069e-3, 59.28e-6, 62.12e-6, 26.73e-9, 3334e-12),
-        ),
-        _table("H100", "0.24.0"),
-        0.015,
-    ),
-    Coefficients(
-        "H200",
-        "meta-llama/Llama-3.1-8B",
-        1,
-        (
-            Piece(5.266e-3, 9.903e-6, 10.91e-6, 30.34e-9, 0.0),
-            Piece(3.62e-3, 17.27e-6, 20.8e-6, 29.68e-9, 3209e-12),
-        ),
-        _table("H200", "0.24.0"),
-        0.022,
-    ),
-    Coefficients(
-        "H200",
-        "meta-llama/Llama-3.1-70B",
-        4,
-        (
-            Piece(13.15e-3, 33.98e-6, 24.95e-6, 19.4e-9, 0.0),
-            Piece(7.246e-3, 57.81e-6, 61.77e-6, 19.51e-9, 4774e-12),
-        ),
-        _table("H200", "0.24.0"),
-        0.012,
-    ),
+_PUBLISHED = (
+    ("A100-40GB", "facebook/opt-6.7b", 1, _lines((6.878e-5, 0.0248), (7.52e-5, 0.00303))),
+    ("A100-40GB", "facebook/opt-13b", 2, _lines((7.213e-5, 0.03173), draft_step_s=3.341e-3)),
+    ("A100-40GB", "facebook/opt-30b", 4, _lines((9.314e-5, 0.03788), draft_step_s=2.797e-3)),
+    ("H100", "facebook/opt-13b", 1, _lines((4.177e-5, 0.02743))),
 )
+_SLOS_SERVE = "SLOs-Serve (arXiv 2504.08784), published"
+
+
+def _fitted() -> list[Coefficients]:
+    return [
+        Coefficients(
+            gpu, model, tp, BatchTime(tuple(Piece(*p) for p in pieces), curve=curve), f"{kernels}, on {gpu}", mape
+        )
+        for gpu, model, tp, kernels, mape, pieces, curve in FITTED
+    ]
 
 
 def _moved(row: Coefficients, to: str) -> Coefficients:
     """The same chip with another memory: weights and KV are read at the other's bandwidth."""
     old, new = GPUS[row.gpu].bandwidth_bytes_s, GPUS[to].bandwidth_bytes_s
     weights_s = MODELS[row.model].weight_bytes / row.tp * (1 / new - 1 / old)
-    pieces = tuple(replace(p, base_s=p.base_s + weights_s, kv_token_s=p.kv_token_s * old / new) for p in row.pieces)
-    return Coefficients(to, row.model, row.tp, pieces, f"{row.source}, moved from {row.gpu} by bandwidth", None)
+    source = f"{row.source}, moved from {row.gpu} by bandwidth"
+    return Coefficients(to, row.model, row.tp, row.gpu_time.reading(weights_s, old / new), source, None)
 
 
-_ROWS = {(row.gpu, row.model, row.tp): row for row in _FITTED}
-COEFFICIENTS: tuple[Coefficients, ...] = (
-    *_FITTED,
-    *(_moved(row, "A100-40GB") for row in _FITTED if row.gpu == "A100-80GB"),
-    _moved(_ROWS["H100", "Qwen/Qwen2-1.5B", 1], "H200"),
-)
+def _published() -> list[Coefficients]:
+    rows = [Coefficients(*row, _SLOS_SERVE, None, end_to_end=True) for row in _PUBLISHED]
+    larger = [replace(r, gpu="A100-80GB", source=f"{_SLOS_SERVE} for 40 GB") for r in rows if r.gpu == "A100-40GB"]
+    return [*rows, *larger]
+
+
+def _rows() -> tuple[Coefficients, ...]:
+    fitted = _fitted()
+    by_gpu = {(row.gpu, row.model): row for row in fitted}
+    moved = [_moved(row, "A100-40GB") for row in fitted if row.gpu == "A100-80GB"]
+    moved.append(_moved(by_gpu["H100", "Qwen/Qwen2-1.5B"], "H200"))
+    return (*fitted, *moved, *_published())
+
+
+COEFFICIENTS: tuple[Coefficients, ...] = _rows()
 
 
 def coefficients_for(model: ModelShape, gpu: Gpu, tp: int) -> Coefficients:
@@ -162,16 +104,22 @@ def coefficients_for(model: ModelShape, gpu: Gpu, tp: int) -> Coefficients:
     for row in COEFFICIENTS:
         if (row.gpu, row.tp) == (gpu.name, tp) and _architecture(MODELS[row.model]) == _architecture(model):
             return row
-    source = f"predicted from the shape of {model.name} and the datasheet of {gpu.name}"
-    return Coefficients(gpu.name, model.name, tp, predicted_pieces(model, gpu, tp), source, None)
+    source = f"predicted from the shape of {model.name} and the datasheet of {gpu.name}; {predicted_from(gpu)}"
+    return Coefficients(gpu.name, model.name, tp, predicted_time(model, gpu, tp), source, None)
 
 
 def batch_time(
     model: ModelShape, gpu: Gpu, tp: int, *, eager: bool, graph_sizes: Sequence[int] = (), synchronous: bool = False
 ) -> BatchTime:
-    """Step time of vLLM: GPU pieces plus the CPU's part. `graph_sizes` are ignored in eager mode."""
-    return BatchTime(
-        pieces=coefficients_for(model, gpu, tp).pieces,
+    """Step time of vLLM: GPU time plus the CPU's part. `graph_sizes` are ignored in eager mode.
+
+    Of a row that was fitted end to end it is the row itself, whatever the mode.
+    """
+    row = coefficients_for(model, gpu, tp)
+    if row.end_to_end:
+        return row.gpu_time
+    return replace(
+        row.gpu_time,
         cpu_step_s=CPU_STEP_S + (SYNCHRONOUS_STEP_S if synchronous else 0.0),
         cpu_sequence_s=CPU_SEQUENCE_S + (SYNCHRONOUS_SEQUENCE_S if synchronous else 0.0),
         launch_s=EAGER_LAUNCH_LAYER_S * model.layers if eager else 0.0,

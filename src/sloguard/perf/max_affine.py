@@ -49,14 +49,14 @@ class Solution:
 
 
 def grow(problem: Problem, most: int) -> list[Solution]:
-    """The solutions with 1, 2, ... pieces, up to `most` or as many as the samples allow."""
+    """The solutions with 1, 2, ... pieces, up to `most` or as long as another makes the error smaller."""
     towards = _straight(problem)
     one = _alternate(problem, towards, np.zeros(len(problem.target), dtype=np.intp), ROUNDS)
     found = [] if one is None else [one]
     while found and len(found) < most:
         tried = (_alternate(problem, towards, labels, TRIAL_ROUNDS) for labels in _splits(problem, found[-1]))
         best = min((s for s in tried if s is not None), key=lambda s: s.error, default=None)
-        if best is None:
+        if best is None or best.error >= found[-1].error:
             break
         found.append(_from(problem, towards, best))
     return found

@@ -28,6 +28,10 @@ _MISTRAL = ModelShape(
     "mistralai/Mistral-7B-v0.1", 32, 4096, 14336, 32, 8, 128, 32000, 32768, sliding_window=4096, sliding_layers=32
 )
 _MISTRAL_V3 = ModelShape("mistralai/Mistral-7B-v0.3", 32, 4096, 14336, 32, 8, 128, 32768, 32768)
+_OPT_6B = ModelShape(
+    "facebook/opt-6.7b", 32, 4096, 16384, 32, 32, 128, 50272, 2048,
+    tied_embeddings=True, gated_mlp=False, learned_positions=True,
+)  # fmt: skip
 _MIXTRAL = ModelShape(
     "mistralai/Mixtral-8x7B-v0.1", 32, 4096, 14336, 32, 8, 128, 32000, 32768, experts=8, active_experts=2
 )
@@ -85,6 +89,9 @@ MODELS: dict[str, ModelShape] = {
         replace(_MISTRAL_V3, name="mistralai/Mistral-7B-Instruct-v0.3"),
         _MIXTRAL,
         replace(_MIXTRAL, name="mistralai/Mixtral-8x7B-Instruct-v0.1"),
+        _OPT_6B,
+        replace(_OPT_6B, name="facebook/opt-13b", layers=40, hidden=5120, intermediate=20480, heads=40, kv_heads=40),
+        replace(_OPT_6B, name="facebook/opt-30b", layers=48, hidden=7168, intermediate=28672, heads=56, kv_heads=56),
         ModelShape("TinyLlama/TinyLlama-1.1B-Chat-v1.0", 22, 2048, 5632, 32, 4, 64, 32000, 2048),
         ModelShape("microsoft/phi-4", 40, 5120, 17920, 40, 10, 128, 100352, 16384),
     )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import accumulate, chain
 from math import ceil, inf
 
@@ -29,6 +30,7 @@ MARGIN = 1.02  # by which a step may take longer than predicted without a deadli
 HOLD_STEPS = 256
 KEPT_SHARE = 0.1  # of the prefill tokens, for best-effort jobs once the eldest is `KEPT_AFTER_S` old
 KEPT_AFTER_S = 30.0
+LEFTOVERS = 0.5  # of a batch's time: beyond it best-effort jobs add none, for whoever comes next waits for its end
 LEAST_CHUNK_TOKENS = 16  # a smaller piece of a prompt is not worth its place in a batch
 
 
@@ -85,14 +87,14 @@ class DynamicBatch:
         bound_s = self._bound_s(prompts, sorted(opens_s))
         due, later = self._due(bound_s, opens_s) if skip else ([job for _, _, job in scene.decodes], [])
         self._decode(due)
-        room = self._room(bound_s, prompts[0][2].computed_tokens if prompts else 0)
+        room = self._room(bound_s, 0)
         kept = min(max(1, ceil(self._kept_share * room)), self._wanted_by_others()) if self._kept_share else 0
-        room = self._fill(prompts, room - kept, bound_s, kept)
+        self._fill(prompts, bound_s, kept)
         if later:
             self._decode(self._fitting(later, bound_s, kept))
-            room = min(room, self._room(bound_s, 0) - kept)
         if best_effort or not scene.promised:
-            self._others(bound_s, max(room, 0) + kept)
+            bound_s *= LEFTOVERS if scene.promised else 1
+            self._others(bound_s, max(kept, self._room(bound_s, 0)))
         if not self._tokens:
             self._something(prompts)
         return Plan(self._tokens, self._admit, tuple(self._evicted), holds_until_s=self._holds_until_s())
@@ -113,10 +115,12 @@ class DynamicBatch:
             left_s = (due_s - scene.now_s) / MARGIN
             if left_s >= bound_s:
                 break
-            wanted += job.remaining_tokens
+            context = self._kv.cached_tokens(job) if job.id in self._queued else job.computed_tokens
+            wanted += job.known_tokens - context
             beside = bisect_left(opens_s, scene.now_s + left_s) if opens_s else decodes
             kv_tokens = scene.kv_tokens * beside // max(decodes, 1)
-            if left_s > 0 and time.inverse(left_s, decodes=beside + before, kv_tokens=kv_tokens) >= wanted:
+            fits = time.inverse(left_s, decodes=beside + before, kv_tokens=kv_tokens, context_tokens=context)
+            if left_s > 0 and fits >= wanted:
                 return left_s
         return bound_s
 
@@ -144,18 +148,22 @@ class DynamicBatch:
     # Placing.
 
     def _room(self, bound_s: float, context_tokens: int) -> int:
-        """Prefill tokens that the batch still takes."""
+        """Tokens that the batch still takes of a prompt of which so many are there."""
         room = self._max_tokens - self._placed
         if bound_s < inf and room > 0:
+            chunks, tokens = tuple(self._chunks), sum(tokens for tokens, _ in self._chunks)
+            if chunks:  # they count as drafts, with what else they cost taken from the time
+                plain = Batch((), self._decodes, self._kv_tokens, tokens)
+                bound_s -= self._time.seconds(replace(plain, chunks=chunks, draft_tokens=0)) - self._time.seconds(plain)
             fits = self._time.inverse(
                 bound_s,
-                decodes=self._decodes + len(self._chunks),  # what sequences cost, other chunks cost too
+                decodes=self._decodes,
                 kv_tokens=self._kv_tokens,
                 context_tokens=context_tokens,
-                draft_tokens=self._drafted,
+                draft_tokens=self._drafted + tokens,
                 draft_steps=self._draft_steps,
             )
-            room = min(room, fits - sum(tokens for tokens, _ in self._chunks))
+            room = min(room, fits)
         return room
 
     def _decode(self, jobs: Iterable[Job]) -> None:
@@ -185,27 +193,26 @@ class DynamicBatch:
         self._kv_tokens += kv_tokens
         self._placed = self._decodes + self._drafted + sum(n for n, _ in self._chunks)
 
-    def _fill(self, prompts: Iterable[Due], room: int, bound_s: float, kept: int) -> int:
-        """Chunks of promised prompts within `room`, of which it returns the rest."""
+    def _fill(self, prompts: Iterable[Due], bound_s: float, kept: int) -> None:
+        """Chunks of promised prompts, beside `kept` tokens."""
         blocked = False
         for _, _, job in prompts:
-            if room <= 0:
-                break
             waits = job.id in self._queued
             if job.id in self._evicted or (blocked and waits):
                 continue
-            placed = self._place(job, room, waits)
-            blocked |= not placed  # nobody overtakes a prompt that waits for memory
-            if placed:
-                room = min(room - placed, self._room(bound_s, 0) - kept)
-        return room
+            context = self._kv.cached_tokens(job) if waits else job.computed_tokens
+            room = self._room(bound_s, context) - kept
+            if room <= 0:
+                break
+            blocked |= not self._place(job, room, waits)  # nobody overtakes a prompt that waits for memory
 
     def _place(self, job: Job, room: int, waits: bool) -> int:
         """Puts a chunk of at most `room` tokens into the batch; 0 where it is too small or memory doesn't hold it."""
         context = self._kv.cached_tokens(job) if waits else job.computed_tokens
         wanted = job.known_tokens - context
         chunk = min(wanted, room)
-        if chunk < wanted and (chunk < self._least or not self._view.limits.enable_chunked_prefill):
+        least = 1 if job is self._eldest else self._least
+        if chunk < wanted and (chunk < least or not self._view.limits.enable_chunked_prefill):
             return 0
         if waits and not self._seat(job, context, chunk):
             return 0

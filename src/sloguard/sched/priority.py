@@ -33,7 +33,7 @@ class Priority(Fcfs):
         evicted = [job for job in view.running if job.id in made.evict]
         running = [job for job in view.running if job.id not in made.evict]
         after = self.plan(now_s, replace(view, running=running, waiting=[*view.waiting, *evicted]))
-        return replace(after, evict=made.evict + after.evict)
+        return replace(after, evict=made.evict + after.evict, holds_until_s=now_s)
 
     def _queue(self, waiting: Collection[Job]) -> Iterable[Job]:
         # Few of many are admitted in a step: a heap orders no more of them than are looked at.

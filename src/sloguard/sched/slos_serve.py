@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from math import ceil, inf
 
+from sloguard.errors import SpecError
 from sloguard.sched.admission import Demand, Problem, by_density
 from sloguard.sched.dynamic_batch import KEPT_SHARE, MARGIN, DynamicBatch, share_of, tiers_of
 from sloguard.sched.job import Job, Tier
@@ -29,9 +30,10 @@ from sloguard.sched.plan import Plan
 from sloguard.sched.policy import View
 from sloguard.sched.scene import Scene, in_time, look, prompt_due_s
 
+ADMISSIONS = ("auto", "dp", "greedy", "edf")
 REPLAN_ARRIVALS, REPLAN_FINISHES, REPLAN_S = 10, 6, 0.1
 EXACT_UPTO = 10  # new jobs
-MAX_STATES = 1000  # of the exact choice; a state takes 1 to 2 microseconds, so this is the paper's 2 ms
+MAX_STATES = 1000  # of the exact choice: with what PB* takes, the paper's 2 ms (benchmarks/planner.py)
 MAX_OFFERS = 64  # jobs considered at once, earliest deadline first: the others are as if they came later
 STAGE_WEIGHT = 0.1
 SCARCE = 0.5  # share of the memory that promises take from which on all decodes run: who ends sooner frees it sooner
@@ -66,8 +68,10 @@ class SlosServe:
         best_effort: bool = True,
         admission: str = "auto",
     ) -> None:
-        if admission not in ("auto", "dp", "greedy", "edf"):
-            raise ValueError(f"admission is auto, dp, greedy or edf, not {admission!r}")
+        if admission not in ADMISSIONS:
+            raise SpecError("admission", admission, "no such way to choose", f"Choose one of {', '.join(ADMISSIONS)}.")
+        if fixed_batch is not None and fixed_batch < 1:
+            raise SpecError("fixed_batch", fixed_batch, "no token fits such a batch", "Give at least 1.")
         self.speculation, self.fixed_batch, self.best_effort = speculation, fixed_batch, best_effort
         self.admission = admission
         self.stats = AdmissionStats()
