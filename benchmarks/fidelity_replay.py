@@ -19,7 +19,7 @@ import gzip
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -96,8 +96,7 @@ def tpot_s(ttft_s: Floats, e2e_s: Floats, tokens: NDArray[np.int64]) -> Floats:
 def replay(run: Run) -> Replayed:
     """On one replica under vLLM's policy."""
     sizes = tuple(size for size in GRAPH_SIZES if size <= 2 * run.limits.max_num_seqs)
-    whole = batch_time(run.model, run.gpu, run.tp, eager=False, graph_sizes=sizes)
-    time = replace(whole, cpu_step_s=0.0, cpu_sequence_s=0.0)  # hidden behind the GPU
+    time = batch_time(run.model, run.gpu, run.tp, eager=False, graph_sizes=sizes)
     replicas: list[Replica] = []
     streams = np.full(len(run.requests), np.nan)  # running requests when the first token came
 

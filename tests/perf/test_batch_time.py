@@ -183,8 +183,10 @@ def test_published_coefficients_are_end_to_end_so_nothing_is_added(gpu: str):
     assert drafting.seconds(Batch((), 10, 0, 30, 3)) == pytest.approx(0.03173 + 40 * 7.213e-5 + 3 * 3.341e-3)
 
 
-def test_other_rows_have_the_cpu_added():
+def test_without_async_scheduling_the_cpu_adds_to_other_rows():
     llama, gpu = MODELS["meta-llama/Llama-3.1-8B"], GPUS["H100"]
     batch = Batch((), 100, 50_000)
     gpu_s = coefficients_for(llama, gpu, 1).gpu_time.seconds(batch)
-    assert batch_time(llama, gpu, 1, eager=False).seconds(batch) == pytest.approx(gpu_s + 0.2e-3 + 100 * 0.05e-3)
+    assert batch_time(llama, gpu, 1, eager=False).seconds(batch) == pytest.approx(gpu_s)
+    waits = batch_time(llama, gpu, 1, eager=False, synchronous=True)
+    assert waits.seconds(batch) == pytest.approx(gpu_s + 0.2e-3 + 100 * 0.05e-3)

@@ -191,11 +191,11 @@ def test_steps_composed_from_kernels_are_predicted_within_the_bar_when_held_out(
 
 
 @needs_shared_data
-def test_steps_measured_end_to_end_are_predicted_within_the_bar_when_held_out():
-    """On A100s batches and single prompts of equal tokens differ by up to 40 % in this table (docs/benchmarks.md)."""
+def test_steps_measured_end_to_end_are_predicted_within_the_bar_when_left_out_one_by_one():
+    """Not on A100s: batches and single prompts of equal tokens differ by up to 42 % there (docs/benchmarks.md)."""
     for group, samples in shared("splitwise_measured_prompt_token_times.csv.gz").items():
-        found = residuals(samples, held_out(samples, fit))
         if group[0].startswith("h100"):
+            found = residuals(samples, held_out(samples, fit, folds=len(samples)))
             assert found.mape <= 0.05, group
             assert found.r2 > 0.95, group
 

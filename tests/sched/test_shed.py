@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from sloguard.sched.shed import Prompt, set_aside
 
-prompts = st.lists(
-    st.tuples(st.integers(1, 20), st.integers(0, 60), st.booleans()), min_size=1, max_size=8
-).map(lambda rows: [Prompt(float(w), float(room), promised=p) for w, room, p in sorted(rows, key=lambda r: r[1])])
+prompts = st.lists(st.tuples(st.integers(1, 20), st.integers(0, 60), st.booleans()), min_size=1, max_size=8).map(
+    lambda rows: [Prompt(float(w), float(room), promised=p) for w, room, p in sorted(rows, key=lambda r: r[1])]
+)
 
 
 def keeps_all(kept: list[Prompt]) -> bool:

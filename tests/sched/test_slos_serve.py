@@ -26,7 +26,7 @@ from sloguard.sim.serve import simulate_cluster
 from sloguard.slo import Judgement, StageSLO, TpotRule
 
 TIME = BatchTime((Piece(10e-3, 50e-6, 50e-6, 0.0, 0.0),))  # 800 tokens in 50 ms
-LIMITS = Limits(64, 4096, 4096)
+LIMITS = Limits(256, 4096, 4096)
 
 
 def job(name: str, prompt: int = 100, output: int = 50, ttft_s: float | None = 1.0, tpot_s: float | None = 0.05) -> Job:

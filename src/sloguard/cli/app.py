@@ -22,7 +22,8 @@ app = typer.Typer(
     name="sloguard",
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="LLM serving that keeps its latency promises: tune vLLM under SLOs, measure honestly, compare schedulers, explain crashes.",
+    help="LLM serving that keeps its latency promises: tune vLLM under SLOs, compare schedulers, measure honestly, "
+    "explain crashes.",
 )
 for module in (tune, bench, simulate, capacity, classify, doctor):
     app.command(module.__name__.rpartition(".")[2])(module.command)

@@ -6,7 +6,6 @@ A run is a function of (seed, config, requests): the same trial gives the same t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -174,10 +173,7 @@ class SimulatedEngine:
         saved_bytes = self.model.weight_bytes - weight_bytes(settings, self.model)
         saved_s = saved_bytes / self.tp / self.gpu.bandwidth_bytes_s
         kv_share = 0.5 if settings.kv_cache_dtype.startswith("fp8") else 1.0
-        pieces = tuple(
-            replace(p, base_s=max(0.0, p.base_s - saved_s), kv_token_s=p.kv_token_s * kv_share) for p in time.pieces
-        )
-        return replace(time, pieces=pieces)
+        return time.reading(-saved_s, kv_share)
 
     def _crash(self, begun: Start, failure: Failure, trial_dir: Path) -> EngineCrash:
         log = "\n".join(

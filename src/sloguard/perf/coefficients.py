@@ -9,10 +9,12 @@
 
 CPU time, which kernel tables do not hold:
 
-    step, sequence   0.2 ms + 0.05 ms a sequence: the line through ML.ENERGY's steady states of vLLM less the composed
-                     GPU times (Llama-3.1-8B, H100: 7.3 - 6.7 ms at batch 8, 26.1 - 13.2 ms at batch 256)
-    synchronous      0.36 ms + 0.037 ms a sequence more without async scheduling: schedule, prepare_inputs and
-                     process_outputs of Vidur's CPU profile (Llama-2-7b, A100, batch 8: 0.65 ms, batch 128: 5.1 ms)
+    asynchronous     none: the CPU plans and samples while the GPU runs. Replays of real runs of vLLM on an H100 with up
+                     to 128 sequences (benchmarks/fidelity.py) leave nothing to add to the GPU's time
+    synchronous      0.2 ms + 0.05 ms a sequence without async scheduling: the line through ML.ENERGY's steady
+                     states, of vLLM before async scheduling, less the composed GPU times (Llama-3.1-8B, H100:
+                     7.3 - 6.7 ms at batch 8, 26.1 - 13.2 ms at batch 256). Vidur's CPU profile says the same: 5.1 ms
+                     at batch 128 of schedule, prepare_inputs and process_outputs (Llama-2-7b, A100)
     eager launch     0.70 ms a layer: SLO-Guard's public trials (Qwen2-1.5B, A100 40 GB, 100 tokens: median 2010 ms
                      eager, 435 ms with graphs). It is that host's CPU (cloud, 2 GHz class); a faster one needs less
 """
@@ -29,10 +31,8 @@ from sloguard.perf.models import MODELS
 from sloguard.perf.roofline import predicted_from, predicted_time
 from sloguard.perf.rows import FITTED
 
-CPU_STEP_S = 0.2e-3
-CPU_SEQUENCE_S = 0.05e-3
-SYNCHRONOUS_STEP_S = 0.36e-3
-SYNCHRONOUS_SEQUENCE_S = 0.037e-3
+SYNCHRONOUS_STEP_S = 0.2e-3
+SYNCHRONOUS_SEQUENCE_S = 0.05e-3
 EAGER_LAUNCH_LAYER_S = 0.70e-3
 
 
@@ -120,12 +120,14 @@ def batch_time(
         return row.gpu_time
     return replace(
         row.gpu_time,
-        cpu_step_s=CPU_STEP_S + (SYNCHRONOUS_STEP_S if synchronous else 0.0),
-        cpu_sequence_s=CPU_SEQUENCE_S + (SYNCHRONOUS_SEQUENCE_S if synchronous else 0.0),
+        cpu_step_s=SYNCHRONOUS_STEP_S if synchronous else 0.0,
+        cpu_sequence_s=SYNCHRONOUS_SEQUENCE_S if synchronous else 0.0,
         launch_s=EAGER_LAUNCH_LAYER_S * model.layers if eager else 0.0,
         graph_sizes=() if eager else tuple(graph_sizes),
     )
 
 
-def _architecture(model: ModelShape) -> tuple[int, ...]:
-    return (model.layers, model.hidden, model.intermediate, model.heads, model.kv_heads, model.head_dim, model.vocab)
+def _architecture(model: ModelShape) -> tuple[object, ...]:
+    """What step times depend on."""
+    widths = (model.layers, model.hidden, model.intermediate, model.heads, model.kv_heads, model.head_dim, model.vocab)
+    return (*widths, model.experts, model.gated_mlp, model.weight_bits, model.dtype_bytes, model.sliding_window)

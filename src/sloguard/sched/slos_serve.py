@@ -152,26 +152,29 @@ class SlosServe:
         now_s, kv, block = scene.now_s, view.kv, view.kv.block_tokens
         self._reckon_memory(view, scene)
         demands: list[Demand] = []
+        pairs = 0.0  # of prefill attention, of all of them
         for job in offered:
             computed = job.computed_tokens if job.id in runs else kv.cached_tokens(job)
             tokens = job.known_tokens - computed if not (job.id in runs and job.decoding) else 0
             blocks = ceil((job.prompt_tokens + self._final_tokens(view, job)) / block)
             due_s = (prompt_due_s(job) - now_s) / MARGIN if tokens else 0.0
             demands.append(Demand(due_s, tokens, scene.tier_of(job), blocks, job.value, id=job.id))
+            pairs += tokens * (computed + tokens / 2)
         for waits, some in ((False, scene.prompts), (True, scene.queue)):
             for due_s, _, job in some:
-                tokens = job.remaining_tokens - (kv.cached_tokens(job) if waits else 0)
+                computed = kv.cached_tokens(job) if waits else job.computed_tokens
+                tokens = job.known_tokens - computed
+                pairs += tokens * (computed + tokens / 2)
                 left_s = max(0.0, due_s - now_s) / MARGIN
                 demands.append(Demand(left_s, tokens, scene.tier_of(job), promised=True))
         kept_blocks = 0
         if kept_share >= KEPT_SHARE and (eldest := scene.eldest):
             kept_blocks = ceil((eldest.prompt_tokens + self._expected_tokens(view, eldest)) / block)
-        prompts = [demand.tokens for demand in demands]
         ahead = PbStar(
             view.time,
             tiers,
             kv_tokens=self._peak_blocks * block / max(scene.promised, 1),
-            context_tokens=sum(prompts) // (2 * len(prompts)),
+            context_tokens=int(pairs / max(1, sum(demand.tokens for demand in demands))),
             max_tokens=min(self.fixed_batch or view.limits.max_num_batched_tokens, view.limits.max_num_batched_tokens),
             longest_s=self._pace_s,
             share=1 - kept_share,

@@ -1,7 +1,7 @@
 """The study log: JSON lines (`study.jsonl`), a header and then a line a trial, on disk before the next trial starts.
 
-    line 1      {"kind": "header", "schema": 1, "spec": {...}, "spec_digest": ..., "sloguard": ..., "engine": {...}}
-    line 2...   {"kind": "trial", "number": 1, "proposed": {...}, "config": {...}, "outcome": {...}, "cost_s": ...}
+line 1      {"kind": "header", "schema": 1, "spec": {...}, "spec_digest": ..., "sloguard": ..., "engine": {...}}
+line 2...   {"kind": "trial", "number": 1, "proposed": {...}, "config": {...}, "outcome": {...}, "cost_s": ...}
 """
 
 from __future__ import annotations

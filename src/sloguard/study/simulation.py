@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil
 from statistics import fmean
@@ -12,7 +12,7 @@ from time import perf_counter
 from sloguard.engine.model_files import find_model_shape
 from sloguard.engine.simulated import SimulatedEngine
 from sloguard.errors import SpecError
-from sloguard.perf.batch_time import Batch, BatchTime, Piece
+from sloguard.perf.batch_time import Batch, BatchTime
 from sloguard.perf.coefficients import batch_time, coefficients_for
 from sloguard.perf.gpus import GIB, gpu_named
 from sloguard.perf.online import OnlineTime
@@ -244,10 +244,4 @@ def _predicted(spec: SimSpec, time: BatchTime) -> OnlineTime | None:
     """What policies are told of step times; None is the truth."""
     if spec.noise == 0 and spec.batch_time_scale == 1:
         return None
-    return (OnlineTime if spec.learn_batch_time else FixedTime)(_scaled(time, spec.batch_time_scale))
-
-
-def _scaled(time: BatchTime, factor: float) -> BatchTime:
-    pieces = tuple(Piece(*(factor * getattr(piece, f.name) for f in fields(piece))) for piece in time.pieces)
-    parts = ("cpu_step_s", "cpu_sequence_s", "launch_s", "draft_step_s")
-    return replace(time, pieces=pieces, **{name: factor * getattr(time, name) for name in parts})
+    return (OnlineTime if spec.learn_batch_time else FixedTime)(time.scaled(spec.batch_time_scale))
