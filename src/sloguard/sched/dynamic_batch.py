@@ -20,6 +20,7 @@ from math import ceil, inf
 
 from sloguard.perf.batch_time import Batch
 from sloguard.sched.job import Job, Tier
+from sloguard.sched.patience import LEAST_CHUNK_TOKENS
 from sloguard.sched.pb_star import Tiers
 from sloguard.sched.plan import Plan
 from sloguard.sched.policy import View
@@ -30,8 +31,8 @@ MARGIN = 1.02  # by which a step may take longer than predicted without a deadli
 HOLD_STEPS = 256
 KEPT_SHARE = 0.1  # of the prefill tokens, for best-effort jobs once the eldest is `KEPT_AFTER_S` old
 KEPT_AFTER_S = 30.0
+SCARCE = 0.5  # share of the memory that promises take from which on all decodes run: who ends sooner frees it sooner
 LEFTOVERS = 0.5  # of a batch's time: beyond it best-effort jobs add none, for whoever comes next waits for its end
-LEAST_CHUNK_TOKENS = 16  # a smaller piece of a prompt is not worth its place in a batch
 
 
 def share_of(scene: Scene) -> float:
@@ -51,7 +52,7 @@ def tiers_of(view: View, scene: Scene, drafting: bool) -> Tiers:
 class DynamicBatch:
     """Builds one plan. `pace_s` is the tightest pace known, `fixed_tokens` a size that replaces the bound in time,
     `kept_share` the part of the prefill tokens that best-effort jobs have first call on. Without `skip` all promised
-    decodes run.
+    decodes run. Where no deadline is missed by it, no batch takes longer than `patience_s`.
     """
 
     def __init__(
@@ -63,9 +64,11 @@ class DynamicBatch:
         fixed_tokens: int | None,
         kept_share: float,
         skip: bool,
+        patience_s: float = inf,
     ) -> None:
         self._view, self._scene, self._tiers, self._pace_s = view, scene, tiers, pace_s
         self._kv, self._time = view.kv, view.time
+        self._patience_s = patience_s
         self._timed, self._kept_share, self._skip = fixed_tokens is None, kept_share, skip
         limit = view.limits.max_num_batched_tokens
         self._max_tokens = min(fixed_tokens or limit, limit)
@@ -110,13 +113,21 @@ class DynamicBatch:
             nearest_s = (min(scene.decodes)[0] - scene.now_s) / MARGIN
             shortest_s = time.seconds(Batch((), decodes, scene.kv_tokens))
             bound_s = min(bound_s, max(nearest_s, shortest_s))
+        by: list[
+            tuple[float, int, int]
+        ] = []  # seconds left, tokens wanted by then, and of the last prompt how many are there
         wanted = 0
-        for before, (due_s, _, job) in enumerate(prompts):  # the first deadline by which all due until then can finish
-            left_s = (due_s - scene.now_s) / MARGIN
-            if left_s >= bound_s:
-                break
+        for due_s, _, job in prompts:
             context = self._kv.cached_tokens(job) if job.id in self._queued else job.computed_tokens
             wanted += job.known_tokens - context
+            by.append(((due_s - scene.now_s) / MARGIN, wanted, context))
+        if self._patience_s < bound_s and prompts:
+            room = time.inverse(self._patience_s, decodes=decodes, kv_tokens=scene.kv_tokens)
+            if all(wanted <= room * (left_s // self._patience_s) for left_s, wanted, _ in by):
+                bound_s = self._patience_s
+        for before, (left_s, wanted, context) in enumerate(by):  # the first deadline by which all until then can finish
+            if left_s >= bound_s:
+                break
             beside = bisect_left(opens_s, scene.now_s + left_s) if opens_s else decodes
             kv_tokens = scene.kv_tokens * beside // max(decodes, 1)
             fits = time.inverse(left_s, decodes=beside + before, kv_tokens=kv_tokens, context_tokens=context)

@@ -27,9 +27,10 @@ from itertools import chain
 import numpy as np
 
 from sloguard.perf.batch_time import Batch
-from sloguard.sched.dynamic_batch import MARGIN, DynamicBatch, share_of, tiers_of
+from sloguard.sched.dynamic_batch import KEPT_SHARE, MARGIN, SCARCE, DynamicBatch, share_of, tiers_of
 from sloguard.sched.job import Job, Tier
 from sloguard.sched.memory_ahead import MemoryAhead, Row
+from sloguard.sched.patience import Patience
 from sloguard.sched.pb_star import Tiers
 from sloguard.sched.plan import Plan
 from sloguard.sched.policy import View
@@ -58,6 +59,8 @@ class Sloguard:
         self._latest: deque[float] = deque()
         self._footprints: list[float] = []  # the latest, sorted
         self._pace_s = float("inf")
+        self._patience = Patience()
+        self._scarce = False
 
     def plan(self, now_s: float, view: View) -> Plan:
         scene = look(now_s, view)
@@ -68,19 +71,27 @@ class Sloguard:
         pace_s = min(tiers.tau_s, default=self._pace_s)
         new = list(scene.new)
         declined: tuple[str, ...] = ()
+        kept_share = share_of(scene)
         if new or scene.idle:
-            memory = MemoryAhead(_row(view, job) for _, _, job in chain(scene.decodes, scene.prompts, scene.queue))
+            rows = [_row(view, job) for _, _, job in chain(scene.decodes, scene.prompts, scene.queue)]
+            aged = kept_share >= KEPT_SHARE and scene.eldest  # from now on, no promise takes what it needs
+            memory = MemoryAhead([*rows, _row(view, aged)] if aged else rows)
             if new:
-                declined = self._choose(view, scene, tiers, pace_s, memory)
-            if scene.idle and not _spare_fits(view, scene, memory):
+                seats = view.limits.max_num_seqs - scene.promised - bool(aged)
+                declined = self._choose(view, scene, tiers, pace_s, memory, seats)
+            if not aged and scene.idle and not _spare_fits(view, scene, memory):
                 scene.idle.clear()
-        made = DynamicBatch(view, scene, tiers, pace_s, None, share_of(scene), True).plan(True)
+            self._scarce = memory.peak_tokens() > SCARCE * view.kv.capacity_tokens
+        longest_s = min(pace_s, self._patience.longest_s(view.time, len(scene.decodes), scene.kv_tokens))
+        made = DynamicBatch(view, scene, tiers, longest_s, None, kept_share, not self._scarce).plan(True)
         for job in new:
             if job.id in made.admit and job.tier is Tier.NEW:
                 job.tier = Tier.PROMISED
         return replace(made, decline=declined) if declined else made
 
-    def _choose(self, view: View, scene: Scene, tiers: Tiers, pace_s: float, memory: MemoryAhead) -> tuple[str, ...]:
+    def _choose(
+        self, view: View, scene: Scene, tiers: Tiers, pace_s: float, memory: MemoryAhead, seats: int
+    ) -> tuple[str, ...]:
         """Queues the prompts that may start now; returns those that had better be another replica's."""
         self._remember(view, scene.new)
         costs = _Costs.of(view, scene)
@@ -103,11 +114,13 @@ class Sloguard:
             row = _row(view, job)
             room = view.kv.capacity_tokens * (FULL - self._reserved(view, job))
             added = costs.decode / pace_of_s(job)
-            if job.id in gone or load + added > BUSY or (len(memory) and memory.peak_tokens(row) > room):
+            full = seats <= 0 or load + added > BUSY or (len(memory) and memory.peak_tokens(row) > room)
+            if full or job.id in gone:
                 set_back.append(job)
             else:
                 memory.add(row)
                 load += added
+                seats -= 1
                 insort(scene.queue, entry)
         scene.new.clear()
         declined = tuple(job.id for job in set_back if job.hops_left)
@@ -135,14 +148,15 @@ class Sloguard:
     # Memory.
 
     def _remember(self, view: View, new: Sequence[Job]) -> None:
-        """Footprints of jobs that were not there before."""
-        for job in new:
-            if job.id not in self._undecided:
-                footprint = _footprint(view, job)
-                self._latest.append(footprint)
-                insort(self._footprints, footprint)
-                if len(self._latest) > FOOTPRINTS:
-                    del self._footprints[bisect_left(self._footprints, self._latest.popleft())]
+        """What jobs that were not there before ask for and will hold."""
+        fresh = [job for job in new if job.id not in self._undecided]
+        self._patience.see(fresh)
+        for job in fresh:
+            footprint = _footprint(view, job)
+            self._latest.append(footprint)
+            insort(self._footprints, footprint)
+            if len(self._latest) > FOOTPRINTS:
+                del self._footprints[bisect_left(self._footprints, self._latest.popleft())]
         self._undecided = {job.id for job in new}
 
     def _reserved(self, view: View, job: Job) -> float:

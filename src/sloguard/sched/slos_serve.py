@@ -6,7 +6,8 @@ again      best-effort jobs that are still in time are considered again where th
            arrivals, more than 6 finished jobs, or 0.1 s
 memory     a promise reserves the blocks of the whole answer as expected (View.lengths). Those promised before need,
            together, the peak of their sum: it falls by a whole job whenever one of them ends
-batches    dynamic_batch.py, with drafts per tier where the engine offers them (speculate.py)
+batches    dynamic_batch.py, with drafts per tier where the engine offers them (speculate.py); none takes longer than a
+           part of the TTFT that is usually asked for, or a job that comes meanwhile is late before it is seen
 waiting    best-effort jobs have first call on a share of each batch's prefill tokens, at least one: it grows from 0 to
            `KEPT_SHARE` over the first `KEPT_AFTER_S` seconds of the eldest one's age, and promises count on the rest
            only. The eldest has first call on it, and the memory of the other best-effort jobs. Once the share is
@@ -22,9 +23,10 @@ from math import ceil, inf
 
 from sloguard.errors import SpecError
 from sloguard.sched.admission import Demand, Problem, by_density
-from sloguard.sched.dynamic_batch import KEPT_SHARE, MARGIN, DynamicBatch, share_of, tiers_of
+from sloguard.sched.dynamic_batch import KEPT_SHARE, MARGIN, SCARCE, DynamicBatch, share_of, tiers_of
 from sloguard.sched.job import Job, Tier
 from sloguard.sched.memory_ahead import MemoryAhead, Row
+from sloguard.sched.patience import Patience
 from sloguard.sched.pb_star import PbStar, Tiers
 from sloguard.sched.plan import Plan
 from sloguard.sched.policy import View
@@ -36,7 +38,6 @@ EXACT_UPTO = 10  # new jobs
 MAX_STATES = 1000  # of the exact choice: with what PB* takes, the paper's 2 ms (benchmarks/planner.py)
 MAX_OFFERS = 64  # jobs considered at once, earliest deadline first: the others are as if they came later
 STAGE_WEIGHT = 0.1
-SCARCE = 0.5  # share of the memory that promises take from which on all decodes run: who ends sooner frees it sooner
 
 
 @dataclass(slots=True)
@@ -75,6 +76,7 @@ class SlosServe:
         self.speculation, self.fixed_batch, self.best_effort = speculation, fixed_batch, best_effort
         self.admission = admission
         self.stats = AdmissionStats()
+        self._patience = Patience()
         self._expected: dict[str, int] = {}
         self._missed_out: set[str] = set()  # made best effort here, and still in time when last looked at
         self._replanned_s = -inf
@@ -87,6 +89,7 @@ class SlosServe:
     def plan(self, now_s: float, view: View) -> Plan:
         scene = look(now_s, view)
         self._arrivals += len(scene.new)
+        self._patience.see(scene.new)
         self._finishes += max(0, self._running - len(view.running))
         self._learn_stages(view, scene)
         offers = self._offers(scene)
@@ -96,7 +99,8 @@ class SlosServe:
         kept_share = share_of(scene) if self.best_effort else 0.0
         declined = self._decide(view, scene, tiers, kept_share, offers) if offers else ()
         skip = self._peak_blocks < SCARCE * view.kv.blocks
-        made = DynamicBatch(view, scene, tiers, pace_s, self.fixed_batch, kept_share, skip).plan(self.best_effort)
+        longest_s = min(pace_s, self._patience.longest_s(view.time, len(scene.decodes), scene.kv_tokens))
+        made = DynamicBatch(view, scene, tiers, longest_s, self.fixed_batch, kept_share, skip).plan(self.best_effort)
         self._running = len(view.running) + len(made.admit) - len(made.evict)
         holds_until_s = -inf if self._missed_out else made.holds_until_s  # they are to be looked at again
         return replace(made, decline=declined, holds_until_s=holds_until_s)

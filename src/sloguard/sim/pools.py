@@ -7,6 +7,7 @@ dispatch    to the prefill replica with the fewest tokens to compute before this
 pull        KV stays where it was computed until a decode replica has room for it, first come first served; memory of
             prefill replicas is the buffer, and a prompt starts only where there is room for it
 link        each prefill replica sends over a link of its own, one prompt after the other, as fast as `Link` says
+stages      a later stage goes to the decode replica that holds the conversation: only it knows what was generated
 evicted     a job that loses its KV on a decode replica computes all of it again there
 
 `fcfs` on both kinds of replica is DistServe's scheduling; those that prefill take whole prompts (`whole_prompts`).
@@ -85,10 +86,15 @@ class Pools:
         self.max_model_len = min(replica.limits.max_model_len for replica in self.replicas)
         self._answers: dict[str, int] = {}  # output tokens of the jobs that prefill: to their replica they have one
         self._held: deque[tuple[Job, _Sender]] = deque()  # prefilled, and no room to decode yet
+        self._homes: dict[str, Replica] = {}  # of conversations with stages to come
         self._hang_up: dict[str, Callable[[], None]] = {}  # how to drop each job from where it is now
         self._retrying = False
 
     def submit(self, job: Job) -> None:
+        if home := self._homes.get(job.stream):
+            self._decode(job, home)
+            return
+
         def before_first_token(sender: _Sender) -> int:
             return sender.queued_tokens + job.prompt_tokens - sender.replica.kv.cached_tokens(job)
 
@@ -105,9 +111,12 @@ class Pools:
 
     def abort(self, job: Job) -> None:
         self._hang_up.pop(job.id)()
+        self._homes.pop(job.stream, None)
 
     def finished(self, job: Job) -> None:
         del self._hang_up[job.id]
+        if not job.stages_left:
+            self._homes.pop(job.stream, None)
         self._pull()
 
     def _blocks(self, tokens: int) -> int:
@@ -191,11 +200,16 @@ class Pools:
             self._let_go(job, sender)
             if wanted:
                 job.transferred_tokens = job.prompt_tokens
-                self._hang_up[job.id] = partial(self._receivers[at].abort, job)
-                self._receivers[at].submit(job)
+                self._decode(job, self._receivers[at])
 
         self._hang_up[job.id] = hang_up
         self.kernel.at(sender.link_free_s, arrive)
+
+    def _decode(self, job: Job, replica: Replica) -> None:
+        if job.stages_left:
+            self._homes[job.stream] = replica
+        self._hang_up[job.id] = partial(replica.abort, job)
+        replica.submit(job)
 
     def _retry(self) -> None:
         def again() -> None:
