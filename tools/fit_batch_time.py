@@ -73,8 +73,9 @@ Step = Callable[[int, int, int], float]  # (prefill tokens, decodes, context of 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data_dir", type=Path)
+    data_dir = parser.parse_args().data_dir
     print(HEAD)
-    for row in groups(parser.parse_args().data_dir):
+    for row in groups(data_dir):
         print(entry(*row), flush=True)
     print(")")
 

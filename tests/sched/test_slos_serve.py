@@ -104,7 +104,7 @@ def test_a_later_stage_of_a_promised_request_is_served_before_new_ones_are_promi
     stage.tier = Tier.PROMISED
     stage.tpot_s = new.tpot_s = 0.2
     made = plan(SlosServe(), waiting=[new, stage])
-    assert made.tokens["stage"] == 1500
+    assert list(made.tokens) == ["stage"]
     assert new.tier is Tier.BEST_EFFORT
 
 

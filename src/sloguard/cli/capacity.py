@@ -49,7 +49,7 @@ def command(
 
     Exit code: 0 found, 2 bad input, 3 some policy serves no rate that was tried.
 
-    Example: `sloguard capacity --scenario all --policy vllm,sarathi,slos-serve --model meta-llama/Llama-3.1-8B --gpu
+    Example: `sloguard capacity --scenario all --policy vllm,slos-serve,sloguard --model meta-llama/Llama-3.1-8B --gpu
     A100-40GB --seeds 3 --figure capacity.svg`
     """
     question = Question(target, options.seeds, tolerance, _rates(rates))

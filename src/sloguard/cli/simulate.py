@@ -28,7 +28,7 @@ def command(
 ) -> int:
     """Serves a scenario or a trace on simulated GPUs, in virtual time, and judges every request's promises.
 
-    Example: `sloguard simulate --scenario chatbot --policy vllm,slos-serve --model meta-llama/Llama-3.1-8B --gpu
+    Example: `sloguard simulate --scenario chatbot --policy vllm,sloguard --model meta-llama/Llama-3.1-8B --gpu
     A100-40GB --rate 4`
     """
     if rate is not None:

@@ -78,7 +78,7 @@ def _moved(row: Coefficients, to: str) -> Coefficients:
     """The same chip with another memory: weights and KV are read at the other's bandwidth."""
     old, new = GPUS[row.gpu].bandwidth_bytes_s, GPUS[to].bandwidth_bytes_s
     weights_s = MODELS[row.model].weight_bytes / row.tp * (1 / new - 1 / old)
-    source = f"{row.source}, moved from {row.gpu} by bandwidth"
+    source = f"{row.source}, moved to {to} by bandwidth"
     return Coefficients(to, row.model, row.tp, row.gpu_time.reading(weights_s, old / new), source, None)
 
 

@@ -53,7 +53,8 @@ def capacity_report(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> 
         table.add_section()
         means = [geometric_mean([row["capacity_per_gpu"] for row in one.values()]) for one in series.values()]
         table.add_row(MEAN, *("-" if mean is None else f"{mean:.2f}" for mean in means))
-    runs = f"Beside each rate the bracket that the search ended on; {first['seeds']} seeds."
+    seeds = "1 seed" if first["seeds"] == 1 else f"{first['seeds']} seeds"
+    runs = f"Beside each rate the bracket that the search ended on; {seeds}."
     return Group(table, *(Text(note, "dim") for note in (runs, *notes)))
 
 

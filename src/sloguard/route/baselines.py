@@ -33,7 +33,7 @@ class PowerOfTwo:
     def choose(self, now_s: float, job: Job, replicas: Sequence[ReplicaState], tried: Sequence[int]) -> Route:
         if len(replicas) == 1:
             return Route(0)
-        one, other = self._rng.choice(len(replicas), 2, replace=False).tolist()
+        one, other = map(int, self._rng.choice(len(replicas), 2, replace=False))
         return Route(one if replicas[one].jobs <= replicas[other].jobs else other)
 
 

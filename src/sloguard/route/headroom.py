@@ -37,10 +37,8 @@ from sloguard.sched.job import Job
 NO_PACE_S = 0.1  # length of a batch where no job was promised a pace
 CANDIDATES = 16  # looked at for a job, of more replicas drawn anew each time
 EXPLORE = 0.01
-NEAR, NEAR_STALE = (
-    0.05,
-    0.2,
-)  # of the time left; with 4 replicas, 0.05 was best of 0 to 0.5 fresh, 0.2 with views 0.2 s old
+NEAR = 0.05  # of the time left: best of 0 to 0.5 with 4 replicas seen fresh
+NEAR_STALE = 0.2  # and with views 0.2 s old
 MARGIN_STEP, MARGIN_MOST, MARGIN_DECAY = 0.02, 0.5, 0.999  # one refusal in fifty jobs holds a margin of 40 %
 
 

@@ -115,7 +115,7 @@ class DynamicBatch:
             bound_s = min(bound_s, max(nearest_s, shortest_s))
         by: list[
             tuple[float, int, int]
-        ] = []  # seconds left, tokens wanted by then, and of the last prompt how many are there
+        ] = []  # seconds left, tokens wanted by then, and what the last prompt has already
         wanted = 0
         for due_s, _, job in prompts:
             context = self._kv.cached_tokens(job) if job.id in self._queued else job.computed_tokens

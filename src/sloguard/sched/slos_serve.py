@@ -99,8 +99,9 @@ class SlosServe:
         kept_share = share_of(scene) if self.best_effort else 0.0
         declined = self._decide(view, scene, tiers, kept_share, offers) if offers else ()
         skip = self._peak_blocks < SCARCE * view.kv.blocks
-        longest_s = min(pace_s, self._patience.longest_s(view.time, len(scene.decodes), scene.kv_tokens))
-        made = DynamicBatch(view, scene, tiers, longest_s, self.fixed_batch, kept_share, skip).plan(self.best_effort)
+        patience_s = self._patience.longest_s(view.time, len(scene.decodes), scene.kv_tokens)
+        batch = DynamicBatch(view, scene, tiers, pace_s, self.fixed_batch, kept_share, skip, patience_s)
+        made = batch.plan(self.best_effort)
         self._running = len(view.running) + len(made.admit) - len(made.evict)
         holds_until_s = -inf if self._missed_out else made.holds_until_s  # they are to be looked at again
         return replace(made, decline=declined, holds_until_s=holds_until_s)

@@ -53,7 +53,7 @@ class Choice:
         own = {key: value for key, value in (given or {}).items() if key in parameters}
         try:
             return made(**own, **dict(self.options))
-        except (ValueError, TypeError) as error:
+        except (SpecError, ValueError, TypeError) as error:
             raise SpecError(field, self.text, f"{self.name} refuses it: {error}", "Correct the option.") from error
 
 
