@@ -20,7 +20,7 @@ from math import ceil, inf
 
 from sloguard.perf.batch_time import Batch
 from sloguard.sched.job import Job, Tier
-from sloguard.sched.patience import LEAST_CHUNK_TOKENS
+from sloguard.sched.patience import LEAST_CHUNK_TOKENS, LEAST_STEPS
 from sloguard.sched.pb_star import Tiers
 from sloguard.sched.plan import Plan
 from sloguard.sched.policy import View
@@ -108,14 +108,13 @@ class DynamicBatch:
         if not self._timed:
             return inf
         scene, time = self._scene, self._time
-        bound_s, decodes = self._pace_s, len(scene.decodes)
+        decodes = len(scene.decodes)
+        bound_s = self._keepable_s()
         if decodes:
             nearest_s = (min(scene.decodes)[0] - scene.now_s) / MARGIN
             shortest_s = time.seconds(Batch((), decodes, scene.kv_tokens))
             bound_s = min(bound_s, max(nearest_s, shortest_s))
-        by: list[
-            tuple[float, int, int]
-        ] = []  # seconds left, tokens wanted by then, and what the last prompt has already
+        by: list[tuple[float, int, int]] = []  # seconds left, tokens wanted by then, and what the last prompt has
         wanted = 0
         for due_s, _, job in prompts:
             context = self._kv.cached_tokens(job) if job.id in self._queued else job.computed_tokens
@@ -134,6 +133,16 @@ class DynamicBatch:
             if left_s > 0 and fits >= wanted:
                 return left_s
         return bound_s
+
+    def _keepable_s(self) -> float:
+        """The tightest pace; one that no step with a piece of a prompt could keep bounds nothing."""
+        scene = self._scene
+        decodes, kv_tokens = len(scene.decodes), scene.kv_tokens
+        if not scene.promised:
+            held = [job.computed_tokens + 1 for job in scene.spare if job.decoding]
+            decodes, kv_tokens = len(held), sum(held)
+        step_s = self._time.seconds(Batch(((self._least, 0),), decodes, kv_tokens))
+        return self._pace_s if self._pace_s >= step_s else LEAST_STEPS * step_s
 
     def _opening_s(self) -> list[float]:
         """[decodes] from when on each is due."""
@@ -192,14 +201,15 @@ class DynamicBatch:
             if drafting:
                 known = self._view.limits.max_model_len - job.known_tokens
                 wanted = max(1, min(self._tiers.verified[self._scene.tier_of(job)], known, left))
-            if kv.grow(job, wanted) or self._make_room(job, wanted):
-                tokens[job.id] = wanted
-                left -= wanted
+            given = wanted if kv.grow(job, wanted) else 1  # nobody is evicted for a draft
+            if given == wanted > 1 or kv.grow(job, 1) or self._make_room(job, 1):
+                tokens[job.id] = given
+                left -= given
                 count += 1
                 kv_tokens += job.computed_tokens + 1
                 if drafting:
-                    self._drafted += wanted - 1
-                    self._draft_steps = max(self._draft_steps, wanted - 1)
+                    self._drafted += given - 1
+                    self._draft_steps = max(self._draft_steps, given - 1)
         self._decodes += count
         self._kv_tokens += kv_tokens
         self._placed = self._decodes + self._drafted + sum(n for n, _ in self._chunks)
@@ -246,10 +256,16 @@ class DynamicBatch:
             ):
                 self._admit[job.id] = cached
                 return True
-            if not (first and self._spare):
+            if not (first and self._spare) or not self._worth_evicting(job, spare):
                 return False
             self._evict(self._spare.pop())
             running -= 1
+
+    def _worth_evicting(self, job: Job, spare_blocks: int) -> bool:
+        """Whether the memory of all best-effort jobs would do: else they would be evicted for nothing."""
+        kv = self._kv
+        held = sum(kv.held_blocks(other) for other in self._spare)
+        return kv.free_blocks + held >= -(-job.known_tokens // kv.block_tokens) + spare_blocks
 
     def _make_room(self, job: Job, tokens: int) -> bool:
         """Evicts until `job` can grow; False where it must leave itself."""
@@ -348,6 +364,9 @@ class DynamicBatch:
     def _something(self, prompts: Sequence[Due]) -> None:
         """The batch is empty: no deadline may keep an engine idle that has work."""
         scene, self._least = self._scene, 1
+        self._decode(job for _, _, job in sorted(scene.decodes))
+        if self._tokens:
+            return
         room = self._max_tokens
         if self._view.limits.enable_chunked_prefill:
             room = min(room, max(LEAST_CHUNK_TOKENS, self._room(self._pace_s, 0)))

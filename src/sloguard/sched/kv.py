@@ -36,6 +36,10 @@ class KvCache:
     def free_blocks(self) -> int:
         return len(self._blank) + len(self._idle)
 
+    def held_blocks(self, job: Job) -> int:
+        """Blocks of a running job; some may be shared with others."""
+        return len(self._held[job.id])
+
     @property
     def capacity_tokens(self) -> int:
         return self.blocks * self.block_tokens

@@ -16,7 +16,7 @@ from sloguard.sched.job import Job
 
 SHARE = 0.3  # of the median TTFT asked for: it raised capacity where prompts are short, and cost none elsewhere
 LATEST = 63
-LEAST_STEPS = 1.5
+LEAST_STEPS = 2.0
 LEAST_CHUNK_TOKENS = 16  # a smaller piece of a prompt is not worth its place in a batch
 
 

@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from math import inf
 
 import numpy as np
 
@@ -58,19 +59,20 @@ class Sloguard:
         self._undecided: set[str] = set()
         self._latest: deque[float] = deque()
         self._footprints: list[float] = []  # the latest, sorted
-        self._pace_s = float("inf")
+        self._pace_s = inf
         self._patience = Patience()
         self._scarce = False
 
     def plan(self, now_s: float, view: View) -> Plan:
         scene = look(now_s, view)
+        hopeless = self._hopeless(view, scene)
         scene.set_tiers(scene.new)
         if scene.tpots_s:
             self._pace_s = scene.tpots_s[0]
         tiers = tiers_of(view, scene, self.speculation)
         pace_s = min(tiers.tau_s, default=self._pace_s)
         new = list(scene.new)
-        declined: tuple[str, ...] = ()
+        declined = hopeless
         kept_share = share_of(scene)
         if new or scene.idle:
             rows = [_row(view, job) for _, _, job in chain(scene.decodes, scene.prompts, scene.queue)]
@@ -78,16 +80,28 @@ class Sloguard:
             memory = MemoryAhead([*rows, _row(view, aged)] if aged else rows)
             if new:
                 seats = view.limits.max_num_seqs - scene.promised - bool(aged)
-                declined = self._choose(view, scene, tiers, pace_s, memory, seats)
+                declined += self._choose(view, scene, tiers, pace_s, memory, seats)
             if not aged and scene.idle and not _spare_fits(view, scene, memory):
                 scene.idle.clear()
             self._scarce = memory.peak_tokens() > SCARCE * view.kv.capacity_tokens
-        longest_s = min(pace_s, self._patience.longest_s(view.time, len(scene.decodes), scene.kv_tokens))
-        made = DynamicBatch(view, scene, tiers, longest_s, None, kept_share, not self._scarce).plan(True)
+        patience_s = self._patience.longest_s(view.time, len(scene.decodes), scene.kv_tokens)
+        batch = DynamicBatch(view, scene, tiers, pace_s, None, kept_share, not self._scarce, patience_s)
+        made = batch.plan(True)
         for job in new:
             if job.id in made.admit and job.tier is Tier.NEW:
                 job.tier = Tier.PROMISED
         return replace(made, decline=declined) if declined else made
+
+    def _hopeless(self, view: View, scene: Scene) -> tuple[str, ...]:
+        """Sets jobs aside whose pace no engine step could keep; returns those for another replica to try."""
+        step_s = view.time.seconds(Batch((), 1, 1)) * MARGIN
+        hopeless = [job for job in scene.new if step_s > BUSY * pace_of_s(job)]
+        for job in hopeless:
+            scene.new.remove(job)
+            if not job.hops_left:
+                job.tier = Tier.BEST_EFFORT
+                scene.idle.append(job)
+        return tuple(job.id for job in hopeless if job.hops_left)
 
     def _choose(
         self, view: View, scene: Scene, tiers: Tiers, pace_s: float, memory: MemoryAhead, seats: int
@@ -108,18 +122,20 @@ class Sloguard:
                 scene.idle.append(job)
         in_time.sort()
         gone = self._shed(view, scene, in_time, costs, pace_s) if self.shed else set[str]()
-        load = costs.load(scene, tiers, pace_s)
+        load, tightest_s = costs.load(scene, tiers)
         for entry in in_time:
             job = entry[2]
             row = _row(view, job)
             room = view.kv.capacity_tokens * (FULL - self._reserved(view, job))
-            added = costs.decode / pace_of_s(job)
-            full = seats <= 0 or load + added > BUSY or (len(memory) and memory.peak_tokens(row) > room)
+            added, tau_s = costs.decode / pace_of_s(job), tiers.tau_s[scene.tier_of(job)]
+            busy = costs.step / min(tightest_s, tau_s) + load + added
+            full = seats <= 0 or busy > BUSY or (len(memory) and memory.peak_tokens(row) > room)
             if full or job.id in gone:
                 set_back.append(job)
             else:
                 memory.add(row)
                 load += added
+                tightest_s = min(tightest_s, tau_s)
                 seats -= 1
                 insort(scene.queue, entry)
         scene.new.clear()
@@ -185,13 +201,19 @@ class _Costs:
         decode = (seconds(Batch((), 2 * n, 2 * kv_tokens)) - seconds(Batch((), n, kv_tokens))) / n
         return cls(seconds(Batch(((1, 0),))) * MARGIN, prompt * MARGIN, decode * MARGIN)
 
-    def load(self, scene: Scene, tiers: Tiers, pace_s: float) -> float:
-        """The part of the time that takes the promised decodes, those of prompts on their way included."""
-        load = self.step / pace_s
+    def load(self, scene: Scene, tiers: Tiers) -> tuple[float, float]:
+        """The part of the time that promised decodes take, those of prompts on their way included, beside the constant
+        part of each step; and how often the tightest of them needs a step, seconds.
+        """
+        load, tightest_s = 0.0, inf
         for n, tau_s, verified in zip(scene.n, tiers.tau_s, tiers.verified, strict=True):
-            load += n * (self.decode + (verified - 1) * self.prompt) / tau_s
-        ahead = (job for _, _, job in chain(scene.prompts, scene.queue))
-        return load + sum(self.decode / pace_of_s(job) for job in ahead)
+            if n:
+                load += n * (self.decode + (verified - 1) * self.prompt) / tau_s
+                tightest_s = min(tightest_s, tau_s)
+        for _, _, job in chain(scene.prompts, scene.queue):
+            load += self.decode / pace_of_s(job)
+            tightest_s = min(tightest_s, tiers.tau_s[scene.tier_of(job)])
+        return load, tightest_s
 
 
 def _spare_fits(view: View, scene: Scene, memory: MemoryAhead) -> bool:
