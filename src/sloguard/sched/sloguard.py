@@ -45,6 +45,7 @@ SPARE_FULL = 0.9  # and what best-effort jobs may fill it to
 COSTLY = 0.15
 RESERVE = 0.2
 FOOTPRINTS = 256  # remembered, to know which are large
+KEPT_GUESSES = 10_000
 PROBE_TOKENS = (512, 1536)  # between which the cost of a prompt token is taken
 LEAST_DECODES = 8  # from which on that of a decode is
 
@@ -62,6 +63,7 @@ class Sloguard:
         self._pace_s = inf
         self._patience = Patience()
         self._scarce = False
+        self._expected: dict[str, int] = {}
 
     def plan(self, now_s: float, view: View) -> Plan:
         scene = look(now_s, view)
@@ -75,13 +77,13 @@ class Sloguard:
         declined = hopeless
         kept_share = share_of(scene)
         if new or scene.idle:
-            rows = [_row(view, job) for _, _, job in chain(scene.decodes, scene.prompts, scene.queue)]
+            rows = [self._row(view, job) for _, _, job in chain(scene.decodes, scene.prompts, scene.queue)]
             aged = kept_share >= KEPT_SHARE and scene.eldest  # from now on, no promise takes what it needs
-            memory = MemoryAhead([*rows, _row(view, aged)] if aged else rows)
+            memory = MemoryAhead([*rows, self._row(view, aged)] if aged else rows)
             if new:
                 seats = view.limits.max_num_seqs - scene.promised - bool(aged)
                 declined += self._choose(view, scene, tiers, pace_s, memory, seats)
-            if not aged and scene.idle and not _spare_fits(view, scene, memory):
+            if not aged and scene.idle and not self._spare_fits(view, scene, memory):
                 scene.idle.clear()
             self._scarce = memory.peak_tokens() > SCARCE * view.kv.capacity_tokens
         patience_s = self._patience.longest_s(view.time, len(scene.decodes), scene.kv_tokens)
@@ -125,7 +127,7 @@ class Sloguard:
         load, tightest_s = costs.load(scene, tiers)
         for entry in in_time:
             job = entry[2]
-            row = _row(view, job)
+            row = self._row(view, job)
             room = view.kv.capacity_tokens * (FULL - self._reserved(view, job))
             added, tau_s = costs.decode / pace_of_s(job), tiers.tau_s[scene.tier_of(job)]
             busy = costs.step / min(tightest_s, tau_s) + load + added
@@ -182,6 +184,21 @@ class Sloguard:
         rank = bisect_left(self._footprints, _footprint(view, job)) / len(self._footprints)
         return RESERVE * max(0.0, rank - (1 - COSTLY)) / COSTLY
 
+    def _spare_fits(self, view: View, scene: Scene, memory: MemoryAhead) -> bool:
+        """Whether the next best-effort job may start: a full memory would only have to evict it again."""
+        spare_tokens = sum(sum(self._row(view, job)) for job in (*scene.spare, scene.idle[0]))
+        alone = not len(memory) and not scene.spare
+        return alone or memory.peak_tokens() + spare_tokens <= SPARE_FULL * view.kv.capacity_tokens
+
+    def _row(self, view: View, job: Job) -> Row:
+        """Tokens to come and tokens held. A guess stands until the answer outgrows it, for asking is dear."""
+        expected = self._expected.get(job.id, 0)
+        if expected <= job.generated_tokens:
+            if len(self._expected) > KEPT_GUESSES:
+                self._expected.clear()
+            expected = self._expected[job.id] = view.lengths.mean_tokens(job)
+        return expected - job.generated_tokens, job.prompt_tokens + job.generated_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class _Costs:
@@ -214,17 +231,6 @@ class _Costs:
             load += self.decode / pace_of_s(job)
             tightest_s = min(tightest_s, tiers.tau_s[scene.tier_of(job)])
         return load, tightest_s
-
-
-def _spare_fits(view: View, scene: Scene, memory: MemoryAhead) -> bool:
-    """Whether the next best-effort job may start: a full memory would only have to evict it again."""
-    spare_tokens = sum(sum(_row(view, job)) for job in (*scene.spare, scene.idle[0]))
-    alone = not len(memory) and not scene.spare
-    return alone or memory.peak_tokens() + spare_tokens <= SPARE_FULL * view.kv.capacity_tokens
-
-
-def _row(view: View, job: Job) -> Row:
-    return max(1, view.lengths.mean_tokens(job) - job.generated_tokens), job.known_tokens
 
 
 def _footprint(view: View, job: Job) -> float:
