@@ -15,11 +15,12 @@ from sloguard.sched.plan import Plan
 from sloguard.sched.policy import Limits, Policy, View
 from sloguard.sim.cluster import MakeReplica
 from sloguard.sim.kernel import Kernel
-from sloguard.sim.replica import OnDecline, OnTokens, Replica
+from sloguard.sim.replica import OnDecline, OnTokens, Planner, Replica
 from sloguard.slo import NO_SLO, StageSLO
 
 ONE_SECOND = BatchTime((Piece(1.0, 0.0, 0.0, 0.0, 0.0),))
 LINEAR = BatchTime((Piece(10e-3, 50e-6, 50e-6, 50e-9, 0.0),))
+AT_ONCE = Planner()
 
 
 class Choosy:
@@ -54,11 +55,12 @@ def maker(
     caching: bool = False,
     time: BatchTime = LINEAR,
     limits: Callable[[Limits], Limits] = lambda limits: limits,
+    planner: Planner = AT_ONCE,
 ) -> MakeReplica:
     def make(kernel: Kernel, on_tokens: OnTokens, on_decline: OnDecline) -> Replica:
         kv = KvCache(blocks, 16, caching)
         bounds = limits(Limits(seqs, tokens, blocks * 16))
-        return Replica(kernel, policy(), bounds, kv, time, on_tokens, on_decline)
+        return Replica(kernel, policy(), bounds, kv, time, on_tokens, on_decline, planner=planner)
 
     return make
 

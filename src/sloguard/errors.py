@@ -4,6 +4,7 @@
     ├── SpecError      the user's input: names the field, the value and the fix (exit code 2)
     ├── MissingExtra   an optional dependency is not installed: names the pip extra (exit code 2)
     ├── LogError       the disk: a study log that can't be read, written or locked (exit code 2)
+    ├── WorkerLost     a process of a search was killed (exit code 2)
     ├── EngineCrash    the engine: carries the evidence (`crash.py`); only `study/runner.py` catches it
     └── EnvironmentFault   the machine keeps every engine from running (`study/runner.py`; exit code 2)
 
@@ -12,11 +13,21 @@ Anything else that is raised is a bug in sloguard and is left to stop the progra
 
 from __future__ import annotations
 
+from typing import Any
+
 from sloguard.crash import Evidence
 
 
 class SloguardError(Exception):
-    """Root of every error that sloguard raises on purpose."""
+    """Root of every error that sloguard raises on purpose. Each can be sent from one process to another."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without the constructor, whose arguments are not what `Exception` keeps."""
+        return _again, (type(self), self.args), self.__dict__
+
+
+def _again(kind: type[SloguardError], args: tuple[Any, ...]) -> SloguardError:
+    return kind.__new__(kind, *args)
 
 
 class SpecError(SloguardError):
@@ -37,6 +48,10 @@ class MissingExtra(SloguardError):  # noqa: N818 - reads as what it is
 
 class LogError(SloguardError):
     """A study log can't be read, written or locked. Names the file, and the line where there is one."""
+
+
+class WorkerLost(SloguardError):  # noqa: N818 - reads as what it is
+    """A process that worked for this one ended before its work did."""
 
 
 class EngineCrash(SloguardError):  # noqa: N818 - a crash is data here, not a programming error

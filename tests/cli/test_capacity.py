@@ -85,6 +85,16 @@ def test_rates_that_nothing_serves_are_said_by_the_exit_code():
     assert json.loads(done.stdout)["rows"][0]["bracket"] == [0.0, 400.0]
 
 
+def test_an_open_end_reads_the_same_above_the_table_as_in_it(tmp_path: Path):
+    """And a file of lengths comes at any rate; nothing is promised in it."""
+    (tmp_path / "len.csv").write_text("input_tokens,output_tokens\n100,20\n200,30\n")
+    done = sloguard(f"capacity --trace {tmp_path}/len.csv --policy vllm {ON} --rates 1:2 --jobs 1")
+    assert done.returncode == 0, done.stderr
+    assert ">= 2.00" in done.stderr
+    for words in (">= 2.00", "No request of", "search higher with --rates"):
+        assert words in done.stdout
+
+
 WRONG = {
     "target": ("{cap} --target 1", "--target"),
     "target of zero": ("{cap} --target 0", "--target"),
@@ -92,6 +102,8 @@ WRONG = {
     "rates": ("{cap} --rates 5", "--rates", "LO:HI"),
     "rates turned round": ("{cap} --rates 5:1", "--rates"),
     "rates that are no numbers": ("{cap} --rates a:b", "--rates"),
+    "rates of nearly zero": ("{cap} --rates 1e-300:1", "--rates", "1e-06"),
+    "a trace that comes at once": ("capacity --trace {tmp}/t0.csv --policy vllm {on} --num-requests 2", "no rate to"),
     "no processes": ("{cap} --jobs 0", "--jobs"),
     "figure": ("{cap} --figure {tmp}/c.gif", "--figure", ".svg"),
     "figure in no directory": ("{cap} --figure {tmp}/no/c.svg", "--figure"),
@@ -108,6 +120,7 @@ WRONG = {
 @pytest.mark.parametrize("what", WRONG)
 def test_a_mistake_is_one_line_and_exit_code_2(what: str, tmp_path: Path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
+    (tmp_path / "t0.csv").write_text("arrival_s,input_tokens,output_tokens\n0,10,5\n0,10,5\n")
     (tmp_path / "old").mkdir()
     old = tmp_path / "old" / "capacity.jsonl"
     old.write_text('{"kind":"header","schema":1,"question":{}}\n')

@@ -106,6 +106,28 @@ def test_a_trace_is_served_as_recorded_or_at_a_rate_with_the_promises_of_a_scena
     assert "too long and left out: 1 of" in sloguard(command).stdout
 
 
+def test_a_file_of_lengths_is_served_at_a_rate(tmp_path: Path):
+    (tmp_path / "len.csv").write_text("input_tokens,output_tokens\n100,20\n200,30\n")
+    command = f"simulate --trace {tmp_path}/len.csv --policy vllm {ON} --num-requests 10"
+    (row,) = rows(f"{command} --rate 2")
+    assert (row["requests"], row["rate_offered"]) == (10, pytest.approx(2.0))
+    unstated = sloguard(command)
+    assert (unstated.returncode, "State the rate" in unstated.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(("command", "goes_on"), [("simulate", False), ("tune", True), ("capacity", True)])
+def test_only_what_can_go_on_speaks_of_it_when_interrupted(command: str, goes_on: bool, monkeypatch, capsys):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sloguard.cli.app.app", interrupted)
+    monkeypatch.setattr(sys, "argv", ["sloguard", command])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert (ended.value.code, said.startswith("sloguard: interrupted."), "--resume" in said) == (130, True, goes_on)
+
+
 WRONG = {
     "no scenario": ("simulate --policy vllm {on}", "--scenario"),
     "unknown scenario": ("simulate --scenario night --policy vllm {on}", "'night'", "chatbot"),
@@ -123,15 +145,25 @@ WRONG = {
     "unknown model": ("simulate --scenario coder --policy vllm --model no/model --gpu H100", "--model", "no/model"),
     "unknown gpu": ("simulate --scenario coder --policy vllm --model Qwen/Qwen2-1.5B --gpu H1", "--gpu", "H100"),
     "rate of zero": ("{sim} --rate 0", "--rate"),
+    "rate of nearly zero": ("{sim} --rate 1e-300", "--rate", "1e-06"),
+    "rate of a trace that comes at once": ("simulate --trace {tmp}/t0.csv --rate 1 --policy vllm {on}", "--rate = 1.0"),
     "rate that is no number": ("{sim} --rate nan", "--rate"),
     "no seeds": ("{sim} --seeds 0", "--seeds"),
     "no requests": ("{sim} --num-requests 0", "--num-requests"),
     "no replicas": ("{sim} --replicas 0", "--replicas"),
     "pools": ("{sim} --pools 1", "--pools"),
+    "pools twice": ("{sim} --pools 1:1,1:1", "--pools", "twice"),
+    "pools of too many": ("{sim} --pools 1:9999 --policy distserve", "--pools", "1024"),
+    "too many replicas": ("{sim} --replicas 999999999", "--replicas", "1024"),
+    "seats beyond a step": ("{sim} --max-num-batched-tokens 64 --max-num-seqs 128", "--max-num-batched-tokens", "128"),
+    "a length that nothing has": ("{sim} --max-model-len 2", "--max-model-len = 2"),
+    "scenarios beside all": ("simulate --scenario all,chatbot --policy vllm {on}", "alone"),
+    "a fraction of a batch": ("{sim} --policy slos-serve:fixed_batch=100.5", "fixed_batch takes no float"),
     "pools of none": ("{sim} --pools 0:1", "--pools"),
     "speculation": ("{sim} --speculation often", "--speculation"),
     "speculation beyond 1": ("{sim} --speculation 1.2", "--speculation"),
     "speculation with too much": ("{sim} --speculation 0.7:4:1:1", "--speculation"),
+    "speculation of too many": ("{sim} --speculation 0.7:11", "--speculation", "at most 10"),
     "speculation without drafts": ("{sim} --speculation 0.7:0", "--speculation"),
     "lengths": ("{sim} --lengths guess", "--lengths", "quantile"),
     "tpot rule": ("{sim} --tpot-rule median", "--tpot-rule"),
@@ -144,6 +176,7 @@ WRONG = {
 def test_a_mistake_is_one_line_and_exit_code_2(what: str, tmp_path: Path, monkeypatch, capsys):
     (tmp_path / "bad.csv").write_text("arrival_s,input_tokens,output_tokens\n0,ten,5\n")
     (tmp_path / "t.csv").write_text("arrival_s,input_tokens,output_tokens\n0,10,5\n")
+    (tmp_path / "t0.csv").write_text("arrival_s,input_tokens,output_tokens\n0,10,5\n0,10,5\n")
     before = sorted(tmp_path.iterdir())
     command, *says = WRONG[what]
     sim = f"simulate --scenario chatbot {ON}" + ("" if "--policy" in command else " --policy vllm")

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sloguard.perf.batch_time import BatchTime, Piece
+from sloguard.perf.online import OnlineTime
 from sloguard.registry import load
 from sloguard.request import End, Prefix, Request, Stage, Timeline
 from sloguard.route.slo import Sequential
@@ -20,6 +21,7 @@ from sloguard.sched.lengths import Lengths
 from sloguard.sched.plan import Plan
 from sloguard.sched.policy import POLICIES, Limits, Policy, Speculation, View
 from sloguard.sim.kernel import Kernel
+from sloguard.sim.noise import jitter
 from sloguard.sim.replica import OnDecline, OnTokens, Replica
 from sloguard.sim.serve import simulate, too_long
 from sloguard.slo import StageSLO
@@ -123,6 +125,7 @@ class Engine:
     caching: bool = True
     speculation: Speculation | None = None
     lengths: Lengths | None = None
+    misjudged: float | None = None  # what policies think a step takes, as a share of the truth, until they learn
 
     def replica(self, served_by: Policy, kv: KvCache, kernel: Kernel, tokens: OnTokens, decline: OnDecline) -> Replica:
         return Replica(
@@ -133,6 +136,8 @@ class Engine:
             TIME,
             tokens,
             decline,
+            predicted=OnlineTime(TIME.scaled(self.misjudged)) if self.misjudged else None,
+            step_scale=jitter(np.random.default_rng(2), 0.1) if self.misjudged else None,
             lengths=self.lengths,
             speculation=self.speculation,
             drafts_rng=np.random.default_rng(1),
@@ -238,6 +243,16 @@ def test_equal_inputs_give_equal_runs_and_a_plan_that_holds_is_the_one_that_aski
     held = told(plain.serve(requests, [policy(name)]))
     assert held == told(plain.serve(requests, [policy(name)]))
     assert held == told(plain.serve(requests, [Unheld(policy(name))]))
+
+
+@every
+@settings(max_examples=20, deadline=None)
+@given(engine=engines(), requests=workloads(), misjudged=st.sampled_from([0.5, 1.0, 2.0]))
+def test_what_policies_learn_of_a_noisy_machine_does_not_depend_on_whether_plans_hold(
+    name: str, engine: Engine, requests: list[Request], misjudged: float
+) -> None:
+    noisy = replace(engine, speculation=None, misjudged=misjudged)
+    assert told(noisy.serve(requests, [policy(name)])) == told(noisy.serve(requests, [Unheld(policy(name))]))
 
 
 @every

@@ -63,6 +63,8 @@ def test_an_open_bracket_says_so():
     assert bracket_text({"bracket": [4.2, 4.3]}) == "[4.20, 4.30]"
     assert bracket_text({"bracket": [4.2, None]}) == ">= 4.20"
     assert bracket_text({"bracket": [0.0, 4.3]}) == "< 4.3"
+    assert "--rates" not in text(ROWS)
+    assert "--rates" in text([{**ROWS[0], "bracket": [1.0, None]}])
 
 
 def test_there_is_no_geometric_mean_with_a_rate_of_zero():

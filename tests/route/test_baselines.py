@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from clusters import ask, maker, state
 from sloguard.request import Prefix
 from sloguard.rng import stream
@@ -54,6 +56,13 @@ def test_affinity_follows_the_prefix_until_its_holder_has_too_much_to_do():
     busy = [state(), state(queued_tokens=101)]
     assert router.choose(0.0, job("d", (1, 2, 3)), busy, ()).replica == 0
     assert router.choose(0.0, job("e", (1, 2, 3)), idle, ()).replica == 0  # it was sent there last
+
+
+@pytest.mark.parametrize("slack", ["slack_tokens", "slack_share"])
+@pytest.mark.parametrize("value", [-5, float("nan")])
+def test_slack_below_nothing_is_refused(slack: str, value: float):
+    with pytest.raises(ValueError, match=slack):
+        PrefixAffinity(**{slack: value})  # type: ignore[arg-type]
 
 
 def test_the_map_of_prefixes_is_bounded_and_forgets_tails_before_heads():

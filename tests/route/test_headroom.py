@@ -87,6 +87,24 @@ def test_what_was_sent_since_the_snapshot_counts_until_the_next_one():
     assert spread.choose(1.0, job("new"), taken, ()).replica == 1
 
 
+def test_what_was_sent_at_the_instant_of_a_snapshot_counts_once():
+    """Each prompt takes 0.4 of the second it has; replica 1 is busy, but less than that after the first of them."""
+    first, second = (job(name, 2.0, prompt=8000) for name in "ab")
+    seen = [state(taken_s=1.0), state(taken_s=1.0, busy_until_s=1.2)]
+    after = router()
+    assert [after.choose(1.0, one, seen, ()).replica for one in (first, second)] == [0, 1]
+    before = router()
+    assert before.choose(1.0, first, [state(), state(busy_until_s=1.2)], ()).replica == 0
+    shown = state(taken_s=1.0, due=((2.0, 8000),), queued_tokens=8000)
+    assert before.choose(1.0, second, [shown, state(taken_s=1.0, busy_until_s=1.6)], ()).replica == 0
+
+
+@pytest.mark.parametrize("explore", [-0.1, 5, float("nan")])
+def test_a_share_of_jobs_to_explore_with_lies_between_none_and_all(explore: float):
+    with pytest.raises(ValueError, match="explore"):
+        router(explore=explore)
+
+
 def test_least_headroom_packs_what_still_fits():
     half = state(due=((1.0, 2000),), queued_tokens=2000)
     full = state(due=((1.0, 20000),), queued_tokens=20000)
@@ -120,10 +138,14 @@ def test_of_nearly_equals_the_one_that_was_left_alone_longest_is_taken():
 def test_refusals_lower_a_replica_until_another_is_preferred():
     """Replica 0 has 0.15 s more room, of a second, and refuses: each time 2 % more of the second is kept free there."""
     learning = router()
-    states = [state(taken_s=1.0), state(taken_s=1.0, busy_until_s=1.15)]
     refusals = 0
-    while learning.choose(1.0, job(f"{refusals}", 2.0), states, ()).replica == 0:
-        assert learning.choose(1.0, job(f"{refusals}", 2.0), states, [0]).replica == 1
+
+    def chosen(tried: list[int]) -> int:
+        fresh = [state(taken_s=1.0), state(taken_s=1.0, busy_until_s=1.15)]
+        return learning.choose(1.0, job(f"{refusals}", 2.0), fresh, tried).replica
+
+    while chosen([]) == 0:
+        assert chosen([0]) == 1
         refusals += 1
         assert refusals < 15
     assert refusals > 5

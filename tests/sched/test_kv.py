@@ -31,6 +31,23 @@ def test_only_full_blocks_hit_and_the_last_token_is_always_recomputed():
     assert kv.cached_tokens(job("e", 40, shared=2, family=1)) == 0
 
 
+@given(st.integers(8, 14), st.lists(st.integers(0, 5), max_size=6), st.integers(0, 3), st.booleans(), st.integers(0, 2))
+def test_what_fits_without_some_jobs_is_what_is_admitted_once_they_are_gone(
+    blocks: int, shared: list[int], hits: int, whole: bool, spare: int
+):
+    kv = KvCache(blocks)
+    inside = [job(str(at), 40, head % 3, family=head // 3) for at, head in enumerate(shared)]
+    inside = [j for j in inside if kv.admit(j, kv.cached_tokens(j), 40 - kv.cached_tokens(j))]
+    gone, new = inside[::2], job("new", 100, hits)
+    cached = kv.cached_tokens(new)
+    before = kv.free_blocks
+    fits = kv.fits_without(new, cached, 20, gone, whole=whole, spare_blocks=spare)
+    assert kv.free_blocks == before
+    for other in gone:
+        kv.release(other)
+    assert fits == kv.admit(new, cached, 20, whole=whole, spare_blocks=spare)
+
+
 def test_shared_blocks_are_held_once():
     kv = KvCache(10)
     a, b = job("a", 48, shared=2), job("b", 48, shared=2)

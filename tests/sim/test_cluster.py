@@ -13,7 +13,11 @@ from sloguard.route.slo import Sequential
 from sloguard.sched.job import Job, Tier
 from sloguard.sched.plan import Plan
 from sloguard.sched.policy import View
-from sloguard.sim.serve import simulate, simulate_cluster
+from sloguard.sim.cluster import Cluster
+from sloguard.sim.kernel import Kernel
+from sloguard.sim.pools import Link, Pools
+from sloguard.sim.replica import OnTokens
+from sloguard.sim.serve import Service, serve, simulate, simulate_cluster
 from sloguard.slo import StageSLO
 
 
@@ -118,6 +122,27 @@ def test_later_stages_stay_where_their_conversation_lies():
     # What the stages add, and at most a partial block of history again at each turn.
     assert computed <= 20 * (200 + 20 + 20 + 3 * 5 + 2 * 16)
     assert [replica.stats.finished.total() for replica in done.replicas] == [21, 21, 18]
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize(("more_tokens", "timeout_s"), [(20, 1e9), (2000, 1e9), (20, 9.5)])
+def test_a_conversation_that_ended_is_forgotten_however_it_ended(split: bool, more_tokens: int, timeout_s: float):
+    """Served, its second stage refused as too long, or given up in it."""
+    made: list[Cluster | Pools] = []
+
+    def service(kernel: Kernel, on_tokens: OnTokens) -> Service:
+        one = maker(time=ONE_SECOND)
+        made.append(
+            Pools(kernel, [one], [one], Link(1.0, 1e6), on_tokens)
+            if split
+            else Cluster(kernel, [one, one], RoundRobin(), on_tokens)
+        )
+        return made[0]
+
+    requests = [ask(i, 20.0 * i, 50, 5, more=[Stage(more_tokens, 5)]) for i in range(3)]
+    ends = {line.end for line in serve(requests, service, request_timeout_s=timeout_s).timelines}
+    assert ends == {End.TIMED_OUT if timeout_s < 10 else End.REFUSED if more_tokens == 2000 else End.COMPLETED}
+    assert not (made[0]._homes if isinstance(made[0], Pools) else made[0]._home)  # pyright: ignore[reportPrivateUsage]
 
 
 def test_a_promise_holds_for_the_stages_after_it_and_is_reported():

@@ -16,7 +16,7 @@ from sloguard.sched.plan import Plan
 from sloguard.sched.policy import View
 from sloguard.sim.kernel import Kernel
 from sloguard.sim.pools import Link, Pools, whole_prompts
-from sloguard.sim.replica import OnTokens
+from sloguard.sim.replica import OnTokens, Planner
 from sloguard.sim.serve import Run, serve
 
 FAST = Link(kv_token_bytes=1.0, bytes_s=1e6)
@@ -148,6 +148,25 @@ def test_a_later_stage_finds_its_conversation_where_it_was_decoded():
     assert sum(tokens for tokens, _ in prefill.kinds) == 160
     assert sum(tokens for tokens, _ in decode.kinds) <= 17  # what no full block holds
     assert done.timelines[0].end is End.COMPLETED
+
+
+def test_no_more_comes_to_a_decode_replica_than_it_has_room_for_though_a_step_is_decided_ahead():
+    """21 blocks for each conversation, 64 in all: with what arrived after a step was decided, three fit."""
+    seen: list[int] = []
+
+    class Counting:
+        def plan(self, now_s: float, view: View) -> Plan:
+            seen.append(sum(-(-job.known_tokens // 16) for job in [*view.running, *view.waiting]))
+            return Fcfs().plan(now_s, view)
+
+    ahead = Planner(async_lag=True)
+
+    def split(kernel: Kernel, on_tokens: OnTokens) -> Pools:
+        prefill = maker(limits=whole_prompts, time=ONE_SECOND)
+        return Pools(kernel, [prefill], [maker(Counting, time=ONE_SECOND, planner=ahead)], FAST, on_tokens)
+
+    serve([ask(i, 0.0, 320, 10) for i in range(6)], split)
+    assert max(seen) == 63
 
 
 def test_both_pools_need_a_replica():

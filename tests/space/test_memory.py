@@ -23,7 +23,7 @@ LLAMA_8B = MODELS["meta-llama/Llama-3.1-8B"]
 LLAMA_70B = MODELS["meta-llama/Llama-3.1-70B"]
 # The model of the logs of real failures: 2 layers, 2 KV heads of 32, so 512 bytes a token.
 TINY = ModelShape("tiny", 2, 128, 256, 4, 2, 32, 1024, 32768)
-HOST = Gpu("host memory", 14 * GIB, 1e11, 1e12, (0, 0))
+HOST = Gpu("host memory", 14 * GIB, 1e11, 1e12, 1e10, (0, 0))
 
 
 def test_small_model_on_a_large_gpu_fits() -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from sloguard.contract import judge_request
-from sloguard.errors import LogError
+from sloguard.errors import LogError, SpecError, WorkerLost
 from sloguard.sim.capacity import drained
 from sloguard.slo import Judgement
 from sloguard.study.capacity import Capacity, Probe, Question, find_capacities, probe, to_json
@@ -73,6 +73,43 @@ def test_a_rate_that_nobody_could_serve_ends_with_the_first_seed():
     assert hopeless.requests == 60
 
 
+def test_a_backlog_ends_a_rate_with_the_seeds_that_were_not_asked():
+    """All promises are kept, for there are none, but not all is begun 20 s after the last request came."""
+    jammed = replace(SPEC, scenario="chatbot", best_effort_share=1.0, num_requests=600, max_num_seqs=1)
+    one = probe(jammed, 500.0, replace(QUESTION, seeds=3))
+    assert (one.drained, one.ended_early, one.requests, one.attainment) == (False, True, 600, 1.0)
+    last = probe(jammed, 500.0, replace(QUESTION, seeds=1))
+    assert (last.drained, last.ended_early) == (False, False)
+
+
+WORSE = """
+import os, signal
+from sloguard.errors import SpecError
+from sloguard.sched.fcfs import Fcfs
+
+class Refuses(Fcfs):
+    def plan(self, now_s, view):
+        raise SpecError("--policy", "Refuses", "it refuses", "Take another.")
+
+class Dies(Fcfs):
+    def plan(self, now_s, view):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(
+    ("policy", "error", "says"),
+    [("Refuses", SpecError, "it refuses. Take another"), ("Dies", WorkerLost, "was killed.*--resume")],
+)
+def test_what_ends_a_process_of_the_search_is_an_error_of_one_line(policy, error, says, tmp_path, monkeypatch):
+    (tmp_path / "worse_policies.py").write_text(WORSE)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = Choice(policy, f"worse_policies:{policy}")
+    with pytest.raises(error, match=says) as raised:
+        find_capacities([replace(SPEC, policy=own)], QUESTION, jobs=2)
+    assert "\n" not in str(raised.value)
+
+
 def test_a_row_says_what_was_found(serial):
     row = to_json(serial[0], QUESTION)
     assert (row["scenario"], row["policy"], row["router"]) == ("chatbot", "vllm", "round-robin")
@@ -92,9 +129,10 @@ def test_an_open_bracket_is_null():
 
 
 def test_rates_are_per_gpu():
-    """Twice the engines under twice the load, each with requests of its own length: about the same rate each."""
-    (one,) = find_capacities([replace(SPEC, num_requests=100)], QUESTION)
-    (two,) = find_capacities([replace(SPEC, num_requests=200, replicas=2)], QUESTION)
+    """Twice the engines under twice the load, which comes without bursts: about the same rate each."""
+    steady = replace(SPEC, scenario="chatbot")
+    (one,) = find_capacities([replace(steady, num_requests=100)], QUESTION)
+    (two,) = find_capacities([replace(steady, num_requests=200, replicas=2)], QUESTION)
     assert 0.5 < two.per_gpu / one.per_gpu < 2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 
@@ -17,10 +18,20 @@ class Fast:
     share: float = 0.5
     on: bool = True
     mode: str | None = None
+    batch: int | None = None
+    order: Literal["most", "least"] = "most"
+    whatever: object = None
 
     def __post_init__(self) -> None:
         if self.share > 1:
             raise ValueError("a share is at most 1")
+
+    def plan(self) -> None: ...
+
+
+class Vague:
+    def __init__(self, rng: NobodyKnows = None, size: int = 1) -> None:  # noqa: F821 # type: ignore[name-defined]
+        self.size = size
 
     def plan(self) -> None: ...
 
@@ -38,6 +49,15 @@ def test_options_are_typed_as_toml_and_text_needs_no_quotes():
     assert made("fast:size=3:share=0.25:on=false:mode=dp") == Fast(7, 3, 0.25, False, "dp")
     assert made("fast:share=1") == Fast(7, share=1)
     assert made('fast:mode="8"') == Fast(7, mode="8")
+    assert made("fast:batch=8:order=least:whatever=1.5") == Fast(7, batch=8, order="least", whatever=1.5)
+
+
+def test_a_class_whose_annotations_cannot_be_looked_up_goes_by_its_defaults():
+    (choice,) = read_choices(f"{__name__}:Vague:size=2", "--policy")
+    assert choice.make({}, "--policy", "plan").size == 2
+    (choice,) = read_choices(f"{__name__}:Vague:size=big", "--policy")
+    with pytest.raises(SpecError, match="size takes no str"):
+        choice.make({}, "--policy", "plan")
 
 
 def test_ones_own_class_takes_options_too():
@@ -68,12 +88,18 @@ def test_options_can_be_taken_out():
         ("a:k=1:k=2", "given twice"),
         ("a:k=1,a:k=1", "given twice"),
         ("nobody", "Choose one of fast"),
-        ("fast:sise=3", "no option 'sise'. It takes: size, share, on, mode"),
+        ("fast:sise=3", "no option 'sise'. It takes: size, share, on, mode, batch"),
         ("fast:seed=3", "no option 'seed'"),
         ("fast:size=big", "size takes no str"),
         ("fast:size=1.5", "size takes no float"),
         ("fast:size=true", "size takes no bool"),
         ("fast:on=1", "on takes no int"),
+        ("fast:batch=100.5", "batch takes no float. It takes whole numbers."),
+        ("fast:batch=true", "batch takes no bool"),
+        ("fast:batch=big", "batch takes no str"),
+        ("fast:mode=8", "mode takes no int. It takes text."),
+        ("fast:order=1", "order takes no int"),
+        ("fast:share=true", "share takes no bool"),
         ("fast:share=2.0", "a share is at most 1"),
         ("no.such_module:Class", "can't be imported"),
     ],

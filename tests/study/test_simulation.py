@@ -11,7 +11,7 @@ from sloguard.perf.batch_time import Batch
 from sloguard.request import End
 from sloguard.study.choice import Choice
 from sloguard.study.sim_spec import Drafting, Pools, SimSpec
-from sloguard.study.simulation import check, first_guess, machine_of, requests_of, run
+from sloguard.study.simulation import check, check_search, first_guess, machine_of, notes_on, requests_of, run
 
 SPEC = SimSpec(
     policy=Choice("vllm", "vllm"),
@@ -87,6 +87,37 @@ def test_a_trace_is_taken_whole_and_what_is_too_long_is_counted(tmp_path):
     assert ([r.output_tokens for r in asked.requests], asked.dropped) == ([5, 6], 1)
 
 
+def test_lengths_alone_are_served_at_the_rate_that_is_asked(tmp_path):
+    path = tmp_path / "lengths.csv"
+    path.write_text("input_tokens,output_tokens\n100,20\n200,30\n9000,5\n")
+    spec = replace(SPEC, scenario=None, trace=str(path), num_requests=10)
+    check(spec, 2.0)
+    check_search(spec)
+    assert first_guess(spec) > 0
+    notes = " ".join(notes_on([spec], 2.0))
+    assert "left out: 1 of" in notes
+    assert "No request of" in notes
+    assert "No request of" not in " ".join(notes_on([SPEC]))
+    with pytest.raises(SpecError, match="--num-requests"):
+        check_search(replace(spec, num_requests=None))
+
+
+def test_a_trace_that_offers_all_at_once_has_no_rate_to_search(tmp_path):
+    path = tmp_path / "burst.csv"
+    path.write_text("arrival_s,input_tokens,output_tokens\n0,10,5\n0,20,6\n")
+    spec = replace(SPEC, scenario=None, trace=str(path), num_requests=None)
+    check(spec)
+    with pytest.raises(SpecError, match=r"--rate = 2\.0: .*all at once"):
+        check(spec, 2.0)
+    with pytest.raises(SpecError, match=r"--trace = .*no rate to search"):
+        check_search(spec)
+
+
+def test_an_engine_seats_no_more_than_a_step_holds_as_vllms_default():
+    assert machine_of(replace(SPEC, max_num_batched_tokens=64)).settings.max_num_seqs == 64
+    assert machine_of(SPEC).settings.max_num_seqs > 64
+
+
 def test_a_drafting_model_takes_its_time():
     none, stated, guessed = (
         machine_of(replace(SPEC, speculation=s)).time.draft_step_s
@@ -138,6 +169,9 @@ def test_what_cannot_be_built_is_the_users_to_mend(changes, says):
         {"scenario": None},
         {"num_requests": 0},
         {"replicas": 0},
+        {"replicas": 1025},
+        {"pools": Pools(1000, 25)},
+        {"max_num_batched_tokens": 64, "max_num_seqs": 65},
         {"tensor_parallel": 0},
         {"max_num_batched_tokens": 0},
         {"best_effort_share": 1.5},

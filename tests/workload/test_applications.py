@@ -64,7 +64,7 @@ def test_too_long_requests_are_dropped_not_cut():
 
 
 def test_a_limit_that_leaves_hardly_any_request_is_refused():
-    with pytest.raises(SpecError, match=r"max_total_tokens = 60: .* summarizer requests are that short") as raised:
+    with pytest.raises(SpecError, match=r"--max-model-len = 60: .* summarizer requests are that short") as raised:
         draw(BY_NAME["summarizer"], 10, 60)
     assert "\n" not in str(raised.value)
     app = Application("a", Answer(Conditional(Uniform(1, 100), (Uniform(1, 100),))), {"answer": SLO}, 1)

@@ -114,7 +114,7 @@ def test_a_multiple_becomes_seconds_of_what_is_new_in_its_stage():
         ({"num_requests": 0}, "--num-requests"),
         ({"best_effort_share": 1.1}, "--best-effort-share"),
         ({"best_effort_share": math.nan}, "--best-effort-share"),
-        ({"max_total_tokens": 2}, "max_total_tokens"),
+        ({"max_total_tokens": 2}, "--max-model-len"),
     ],
 )
 def test_a_mistake_names_its_flag(wrong, field):
@@ -158,6 +158,13 @@ def test_long_requests_of_a_trace_are_dropped_and_counted(trace):
         traced(trace, max_total_tokens=10)
     with pytest.raises(SpecError, match=r"--num-requests = 5: the trace has 4"):
         traced(trace, max_total_tokens=2001, num_requests=5)
+
+
+def test_a_trace_that_comes_at_once_has_no_rate(tmp_path):
+    path = tmp_path / "burst.csv"
+    path.write_text("arrival_s,input_tokens,output_tokens\n0,1,1\n0,1,1\n")
+    with pytest.raises(SpecError, match=r"^--rate = 2\.0"):
+        traced(path, rate=2.0)
 
 
 def test_a_trace_keeps_its_own_promises(tmp_path):

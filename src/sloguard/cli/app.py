@@ -17,6 +17,10 @@ from sloguard.errors import SloguardError
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+_ON_DISK = {  # of the commands that can go on
+    "tune": "What it found is on disk; --resume goes on from there.",
+    "capacity": "What it found is on disk where --out was given; --resume goes on from there.",
+}
 
 app = typer.Typer(
     name="sloguard",
@@ -45,8 +49,8 @@ def _options(
 
 
 def main() -> None:
-    """Exit codes: 0 done, 2 bad input or a fault of the machine, 3 nothing feasible (`tune`), 128 + the signal that
-    interrupted it (130: Ctrl-C).
+    """Exit codes: 0 done, 2 bad input or a fault of the machine, 3 nothing feasible (`tune`) or no rate
+    served (`capacity`), 128 + the signal that interrupted it (130: Ctrl-C).
     """
     ended: list[int] = []
 
@@ -71,8 +75,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
     if code == EXIT_INTERRUPTED:
-        message = "interrupted. What `tune` or `capacity --out` found is on disk; --resume goes on from there."
-        _fail(message, 128 + ended[0] if ended else EXIT_INTERRUPTED)
+        _fail(f"interrupted. {_ON_DISK.get(''.join(sys.argv[1:2]), '')}", 128 + ended[0] if ended else EXIT_INTERRUPTED)
     sys.exit(code or 0)
 
 

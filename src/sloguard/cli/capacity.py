@@ -23,7 +23,8 @@ from sloguard.sim.capacity import TARGET, TOLERANCE
 from sloguard.study.capacity import Capacity, Probe, Question, find_capacities, to_json
 from sloguard.study.jsonl import JsonLog
 from sloguard.study.sim_spec import SimSpec
-from sloguard.study.simulation import check, notes_on
+from sloguard.study.simulation import ANY_RATE, check_search, notes_on
+from sloguard.workload.arrivals import SLOWEST_RATE
 
 LOG_NAME, RESULT_NAME = "capacity.jsonl", "capacity.json"
 EXIT_NO_CAPACITY = 3
@@ -57,7 +58,7 @@ def command(
     specs = options.rows()
     _check_files(figure, json_file, out, resume)
     for spec in specs:
-        check(spec)
+        check_search(spec)
     log = JsonLog(out / LOG_NAME) if out else None
     with log.writer() if log else nullcontext(), _Live(specs) as live:
         known = _known(log, specs, question, resume) if log else {}
@@ -83,7 +84,7 @@ def command(
     if figure:
         figure.write_bytes(capacity_figure(rows, figure.suffix))
     if json_file != STDOUT:
-        plain_console().print(capacity_report(rows, notes_on(specs)))
+        plain_console().print(capacity_report(rows, notes_on(specs, ANY_RATE)))
     return 0 if all(row["capacity_per_gpu"] > 0 for row in rows) else EXIT_NO_CAPACITY
 
 
@@ -95,8 +96,8 @@ def _rates(text: str | None) -> tuple[float, float] | None:
         low, high = map(float, text.split(":"))
     except ValueError:
         raise SpecError("--rates", text, "is not LO:HI", fix) from None
-    if not 0 < low < high < float("inf"):
-        raise SpecError("--rates", text, "is no range of positive rates", fix)
+    if not SLOWEST_RATE <= low < high < float("inf"):
+        raise SpecError("--rates", text, f"is no range of rates from {SLOWEST_RATE:g}", fix)
     return low, high
 
 
@@ -177,7 +178,7 @@ class _Live:
     def found(self, capacity: Capacity) -> None:
         spec, at = capacity.spec, capacity.at_capacity
         met = f"{at.attainment:.1%} met" if at else "none"
-        bracket = bracket_text({"bracket": (capacity.bracket.low, capacity.bracket.high)})
+        bracket = bracket_text({"bracket": capacity.ends})
         self._console.print(
             f"{spec.workload:<14} {spec.policy.text:<24} {spec.router.text:<14} {capacity.per_gpu:8.3f} req/s a GPU  "
             f"{bracket:<20} {met:<10} {len(capacity.probes)} rates",

@@ -59,7 +59,7 @@ class SimOptions:
     )
     speculation: Annotated[
         str | None,
-        typer.Option(metavar="A[:MAX[:MS]]", help="A drafting model: acceptance, longest draft, ms a drafted token."),
+        typer.Option(metavar="A[:MAX[:MS]]", help="A drafting model: acceptance, longest draft (at most 10), its ms."),
     ] = None
     stale_ms: Annotated[float, typer.Option(help="How old the router's picture of the replicas may be.")] = 0.0
     async_lag: Annotated[bool, typer.Option(help="Plan a step while the one before runs, as vLLM can.")] = False
@@ -97,6 +97,8 @@ class SimOptions:
             learn_batch_time=self.learn_batch_time,
         )
         pools = [_pools(text.strip()) for text in self.pools.split(",")]
+        if len(set(pools)) < len(pools):
+            raise SpecError("--pools", self.pools, "one is given twice", "Give each once.")
         routers = read_choices(self.router, "--router")
         ways = [
             way
@@ -114,6 +116,8 @@ class SimOptions:
             return [None]
         base = [name for name in SCENARIOS if f"{name}-s" in SCENARIOS]
         names = base if self.scenario == "all" else [name.strip() for name in self.scenario.split(",")]
+        if "all" in names:
+            raise SpecError("--scenario", self.scenario, "'all' stands alone", "Give it alone, or name scenarios.")
         for name in names:
             if name not in SCENARIOS:
                 fix = f"Choose of {', '.join(SCENARIOS)}, or give a --trace FILE."
@@ -142,8 +146,9 @@ def _drafting(text: str | None) -> Drafting | None:
     except ValueError:
         more = [text]
         drafting = Drafting(0.0, 0, None)
-    if more or not (0 <= drafting.acceptance <= 1 and drafting.max_draft_tokens >= 1 and (drafting.step_s or 0) >= 0):
-        fix = "Write ACCEPTANCE[:MAX[:MS]], e.g. 0.7 or 0.7:5 or 0.7:5:2.8."
+    in_range = 0 <= drafting.acceptance <= 1 and 1 <= drafting.max_draft_tokens <= MAX_DRAFT_TOKENS
+    if more or not in_range or not (drafting.step_s or 0) >= 0:
+        fix = f"Write ACCEPTANCE[:MAX[:MS]], e.g. 0.7 or 0.7:5 or 0.7:5:2.8; MAX is at most {MAX_DRAFT_TOKENS}."
         raise SpecError("--speculation", text, "is no drafting model", fix)
     return drafting
 

@@ -15,7 +15,8 @@ from sloguard.report.simulate import simulate_report
 from sloguard.sim.serve import Run
 from sloguard.study.sim_results import simulate_row
 from sloguard.study.simulation import check, notes_on, requests_of, run
-from sloguard.workload.arrivals import check_rate
+from sloguard.workload.arrivals import SLOWEST_RATE, check_rate
+from sloguard.workload.scenarios import RATE_FLAG
 
 
 @with_options(SimOptions)
@@ -32,12 +33,12 @@ def command(
     A100-40GB --rate 4`
     """
     if rate is not None:
-        check_rate(rate, "--rate")
+        check_rate(rate, RATE_FLAG, SLOWEST_RATE)
     specs = options.rows()
     if json_file is not None and json_file != STDOUT:
         check_writable("--json", json_file)
     for spec in specs:
-        check(spec)
+        check(spec, rate)
     rows: list[dict[str, Any]] = []
     console = plain_console(stderr=True)
     columns = (
@@ -58,5 +59,5 @@ def command(
     if json_file is not None:
         save_json(json_file, {"rows": rows})
     if json_file != STDOUT:
-        plain_console().print(simulate_report(rows, options.tpot_rule, notes_on(specs)))
+        plain_console().print(simulate_report(rows, options.tpot_rule, notes_on(specs, rate)))
     return 0

@@ -55,7 +55,9 @@ def capacity_report(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> 
         table.add_row(MEAN, *("-" if mean is None else f"{mean:.2f}" for mean in means))
     seeds = "1 seed" if first["seeds"] == 1 else f"{first['seeds']} seeds"
     runs = f"Beside each rate the bracket that the search ended on; {seeds}."
-    return Group(table, *(Text(note, "dim") for note in (runs, *notes)))
+    is_open = any(row["bracket"][1] is None for row in rows)
+    above = [">=: no rate that was tried was too much; search higher with --rates."] if is_open else []
+    return Group(table, *(Text(note, "dim") for note in (runs, *above, *notes)))
 
 
 def _cell(row: Mapping[str, Any], best: float) -> Text:

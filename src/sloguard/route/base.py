@@ -57,9 +57,10 @@ class ReplicaState:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The replica's place in the list, and how many others may still be asked if it declines.
+    """The replica's place in the list, and how often the job may still be sent on.
 
-    With none the replica has to take the job; a job that was declined never has more hops left than before.
+    With no hops left the replica has to take the job, if as best effort, and may be one that has declined it; with some
+    it is asked, which it never was before. A job that was declined has fewer hops left than before.
     """
 
     replica: int
@@ -70,7 +71,7 @@ class Router(Protocol):
     """No clock and no I/O. Randomness comes from a generator that the class takes as `rng`."""
 
     def choose(self, now_s: float, job: Job, replicas: Sequence[ReplicaState], tried: Sequence[int]) -> Route:
-        """Where `job` goes. `tried` are the replicas that have declined it, in order; not all of `replicas`.
+        """Where `job` goes. `tried` are the replicas that have declined it, in order, each once.
 
         Looking at a state may cost the caller work in proportion to what the replica holds, so look at few.
         """

@@ -48,6 +48,9 @@ class PrefixAffinity:
     """
 
     def __init__(self, slack_tokens: int = 8192, slack_share: float = 0.5) -> None:
+        for name, slack in (("slack_tokens", slack_tokens), ("slack_share", slack_share)):
+            if not slack >= 0:
+                raise ValueError(f"{name} is 0 or more, not {slack}")
         self._slack_tokens, self._slack_share = slack_tokens, slack_share
         self._prefixes = PrefixMap()
 

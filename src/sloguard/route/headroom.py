@@ -103,13 +103,16 @@ class Headroom:
     ) -> None:
         if packing not in ("most", "least"):
             raise ValueError(f"packing is 'most' or 'least', not {packing!r}")
+        if not 0 <= explore <= 1:
+            raise ValueError(f"explore is a share of the jobs, from 0 to 1, not {explore}")
         self._rng, self._explore, self._affinity = rng, explore, affinity
         self._packing = packing
         self._turn = 0
         self._last_turn: defaultdict[int, int] = defaultdict(int)
         self._prefixes = PrefixMap()
         self._margins: defaultdict[int, float] = defaultdict(float)
-        self._sent: defaultdict[int, dict[str, Sent]] = defaultdict(dict)
+        self._seen: dict[int, ReplicaState] = {}
+        self._sent: defaultdict[int, dict[str, Sent]] = defaultdict(dict)  # since it was seen like this
 
     def choose(self, now_s: float, job: Job, replicas: Sequence[ReplicaState], tried: Sequence[int]) -> Route:
         total = len(replicas)
@@ -123,7 +126,8 @@ class Headroom:
         else:
             chosen = min(range(total), key=lambda at: replicas[at].tokens)
         self._margins[chosen] *= MARGIN_DECAY
-        self._sent[chosen][job.id] = self._sending(now_s, job, replicas[chosen], 0)
+        state = replicas[chosen]
+        self._sent_since(chosen, state)[job.id] = self._sending(now_s, job, state, 0)
         self._prefixes.sent(job, chosen)
         self._turn += 1
         self._last_turn[chosen] = self._turn
@@ -142,7 +146,7 @@ class Headroom:
         room: dict[int, tuple[float, int]] = {}  # seconds, and of equals the one with fewer tokens
         for at in looked_at:
             state = replicas[at]
-            sent = self._sent[at] = {k: s for k, s in self._sent[at].items() if s.sent_s > state.taken_s}
+            sent = self._sent_since(at, state)
             held = held_blocks * state.block_tokens if at == holder and state.prefix_caching else 0
             spare_s = headroom_s(now_s, self._sending(now_s, job, state, held), state, sent.values())
             if isfinite(left_s):
@@ -158,6 +162,13 @@ class Headroom:
         stale = any(replicas[at].taken_s < now_s for at in enough)
         least_s = max(spare_s for spare_s, _ in enough.values()) - left_s * (NEAR_STALE if stale else NEAR)
         return min((at for at in enough if enough[at][0] >= least_s), key=lambda at: self._last_turn[at])
+
+    def _sent_since(self, replica: int, state: ReplicaState) -> dict[str, Sent]:
+        """What this view of the replica does not show. Instants can't tell: a job may be sent as a view is taken."""
+        if self._seen.get(replica) is not state:
+            self._seen[replica] = state
+            self._sent[replica] = {}
+        return self._sent[replica]
 
     def _sending(self, now_s: float, job: Job, state: ReplicaState, held_tokens: int) -> Sent:
         tokens = max(1, job.prompt_tokens - held_tokens)

@@ -39,7 +39,7 @@ class Job:
     app: str = "default"  # the application: jobs of one are alike in length
     priority: int = 0  # smaller is served first (vLLM's convention); only priority policies look at it
     value: float = 1.0
-    hops_left: int = 0  # how many other replicas may still be asked; a policy declines only where there are some
+    hops_left: int = 0  # how often it may still be sent on; a policy declines only where it may
     stages_left: int = 0  # stages of the same request after this one
     transferred_tokens: int = 0  # KV that another replica computed and sent along
     tier: Tier = Tier.NEW

@@ -8,8 +8,8 @@ free       a cached block whose last user leaves stays in memory, least recently
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Hashable
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Hashable, Iterable
 
 from sloguard.sched.job import Job
 
@@ -58,9 +58,8 @@ class KvCache:
         `spare_blocks` then stay free. False, and nothing has changed, where memory does not suffice.
         """
         hits = self._hits(job)[: cached_tokens // self.block_tokens]
-        woken = sum(block in self._idle for block in hits)  # idle blocks in use again are no longer free
         size = job.known_tokens if whole else cached_tokens + tokens
-        if self._blocks_for(size) - len(hits) + woken + spare_blocks > self.free_blocks:
+        if self._blocks_for(size) + spare_blocks > self._room(hits):
             return False
         for block in hits:
             if block in self._idle:
@@ -71,6 +70,31 @@ class KvCache:
         self._keyed[job.id] = len(hits)
         self._extend(job, cached_tokens + tokens)
         return True
+
+    def fits_without(
+        self,
+        job: Job,
+        cached_tokens: int,
+        tokens: int,
+        gone: Iterable[Job],
+        *,
+        whole: bool = True,
+        spare_blocks: int = 0,
+    ) -> bool:
+        """Whether `admit` would succeed after the release of `gone`. Nothing changes."""
+        users = Counter(block for other in gone for block in self._held[other.id])
+        freed = {block for block, count in users.items() if count > self._sharers.get(block, 0)}
+        size = job.known_tokens if whole else cached_tokens + tokens
+        return self._blocks_for(size) + spare_blocks <= self._room(
+            self._hits(job)[: cached_tokens // self.block_tokens], freed
+        )
+
+    def _room(self, hits: Iterable[int], freed: Collection[int] = ()) -> int:
+        """Blocks for a job that finds `hits` cached, once `freed` are unused: the free ones, some of which may be hits,
+        and hits in use, which it shares.
+        """
+        shared = sum(block not in self._idle and block not in freed for block in hits)
+        return self.free_blocks + len(freed) + shared
 
     def grow(self, job: Job, tokens: int) -> bool:
         """Room for `tokens` beyond the computed ones of a running job. False, and nothing has changed, without it."""

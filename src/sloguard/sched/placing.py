@@ -123,17 +123,37 @@ class Placing:
         if self.seats <= 0 or self.budget <= 0:
             return False
         cached = self._kv.cached_tokens(job)
-        wanted = min(job.known_tokens - cached, self._cap)
-        if wanted > self.budget and not (limits.enable_chunked_prefill if cut is None else cut):
-            return False
-        wanted = min(wanted, self.budget)
+        wanted = self._wanted(job, cached, cut)
         spare = limits.watermark_blocks if self.running or self.admitted else 0
-        if not self._kv.admit(job, cached, wanted, whole=limits.scheduler_reserve_full_isl, spare_blocks=spare):
+        if not wanted or not self._kv.admit(
+            job, cached, wanted, whole=limits.scheduler_reserve_full_isl, spare_blocks=spare
+        ):
             return False
         self.admitted[job.id] = cached
         self.tokens[job.id] = wanted
         self.budget -= wanted
         return True
+
+    def admits_without(self, job: Job, gone: Sequence[Job]) -> bool:
+        """Whether `admit` would start it, had these running jobs been evicted, which have no tokens in this step."""
+        limits = self.view.limits
+        cached = self._kv.cached_tokens(job)
+        wanted = self._wanted(job, cached)
+        spare = limits.watermark_blocks if len(gone) < len(self.running) or self.admitted else 0
+        return (
+            wanted > 0
+            and self.seats + len(gone) > 0
+            and self._kv.fits_without(
+                job, cached, wanted, gone, whole=limits.scheduler_reserve_full_isl, spare_blocks=spare
+            )
+        )
+
+    def _wanted(self, job: Job, cached: int, cut: bool | None = None) -> int:
+        """Tokens that a waiting job would begin with; 0 where it may not be cut and the budget is less."""
+        wanted = min(job.known_tokens - cached, self._cap)
+        if wanted > self.budget and not (self.view.limits.enable_chunked_prefill if cut is None else cut):
+            return 0
+        return min(wanted, self.budget)
 
     def evict(self, job: Job) -> None:
         self.running.remove(job)
@@ -167,13 +187,16 @@ class Placing:
 
 
 class PromptWork:
-    """Prompt tokens that waiting jobs have to compute beyond the prefix cache, looked up once for each job."""
+    """Prompt tokens that waiting jobs have to compute beyond the prefix cache, looked up once each time a job waits."""
 
     def __init__(self) -> None:
-        self._tokens: dict[str, int] = {}
+        self._known: dict[tuple[str, int], int] = {}
 
     def of(self, waiting: Collection[Job], kv: KvCache) -> dict[str, int]:
         """By id. What was known of jobs that wait no longer is forgotten."""
-        known = self._tokens
-        self._tokens = {job.id: known.get(job.id) or job.known_tokens - kv.cached_tokens(job) for job in waiting}
-        return self._tokens
+        old = self._known
+        self._known = {
+            (key := (job.id, job.evictions)): old.get(key) or job.known_tokens - kv.cached_tokens(job)
+            for job in waiting
+        }
+        return {job_id: tokens for (job_id, _), tokens in self._known.items()}

@@ -42,7 +42,8 @@ class Scorpio:
         self._credits: dict[str, float] = {}
 
     def plan(self, now_s: float, view: View) -> Plan:
-        queue, declined, changes_s = self._guard(now_s, view) if view.waiting else ([], [], FOREVER_S)
+        queue, declined = self._guard(now_s, view) if view.waiting else ([], [])
+        unguarded = any(job.tier is Tier.NEW for job in queue)  # the guard's bound moves as predictions learn
         placing = Placing(view, _victim)
         decodes = [job for job in placing.decodes if job.tier is not Tier.BEST_EFFORT]
         prompts = [job for job in placing.prompts if job.tier is not Tier.BEST_EFFORT]
@@ -60,16 +61,15 @@ class Scorpio:
             _admit(placing, queue)
         if not placing.tokens:
             placing.decode(decodes)  # who had earned it was evicted
-        return placing.plan(declined, changes_s if chosen is decodes else NEVER_S)
+        return placing.plan(declined, FOREVER_S if chosen is decodes and not unguarded else NEVER_S)
 
-    def _guard(self, now_s: float, view: View) -> tuple[list[Job], list[str], float]:
-        """Who waits with a promise, in order; who is declined; and when that changes if nothing happens until then."""
+    def _guard(self, now_s: float, view: View) -> tuple[list[Job], list[str]]:
+        """Who waits and may be promised, in order; and who is declined."""
         work = self._work.of(view.waiting, view.kv)
         chunk = min(self.chunk_tokens, view.limits.max_num_batched_tokens)
         token_s = view.time.seconds(Batch(((chunk, 0),))) / chunk
         queue: list[Job] = []
         declined: list[str] = []
-        next_s = FOREVER_S
         ahead_s = MARGIN_S
         for due_s, _, _, job in sorted((job.ttft_due_s, job.arrival_s, job.id, job) for job in view.waiting):
             if job.tier is Tier.BEST_EFFORT:
@@ -83,10 +83,9 @@ class Scorpio:
                 if begin_s < now_s or (job.ttft_s is None and job.tpot_s is None):
                     job.tier = Tier.BEST_EFFORT
                     continue
-                next_s = min(next_s, begin_s)
             ahead_s += prefill_s
             queue.append(job)
-        return queue, declined, next_s
+        return queue, declined
 
     def _earned(self, decodes: list[Job]) -> list[Job]:
         """Who decodes in this step; `decodes` itself where all have the same pace and so always do."""
@@ -108,15 +107,15 @@ class Scorpio:
 
 
 def _admit(placing: Placing, queue: Iterable[Job]) -> None:
-    """Starts waiting jobs in order, at the cost of best-effort ones."""
+    """Starts waiting jobs in order, at the cost of best-effort ones where that is enough."""
     best_effort = [job for job in placing.running if job.tier is Tier.BEST_EFFORT]
     for job in queue:
-        while placing.budget > 0 and not placing.admit(job):
-            if not best_effort:
+        if not placing.admit(job):
+            if not best_effort or not placing.admits_without(job, best_effort):
                 return
             placing.evict(best_effort.pop())
-        if placing.budget <= 0 and job.id not in placing.admitted:
-            return
+            while not placing.admit(job):
+                placing.evict(best_effort.pop())
         job.tier = Tier.PROMISED
 
 

@@ -132,7 +132,6 @@ class Cluster:
         if at is not None:
             self.replicas[at].abort(job)
         self._forget(job)
-        self._home.pop(job.stream, None)
 
     def finished(self, job: Job) -> None:
         at = self._at[job.id]
@@ -140,8 +139,9 @@ class Cluster:
         self._forget(job)
         if job.stages_left:
             self._home[job.stream] = at
-        else:
-            self._home.pop(job.stream, None)
+
+    def ended(self, stream: str) -> None:
+        self._home.pop(stream, None)
 
     def _forget(self, job: Job) -> None:
         del self._at[job.id]

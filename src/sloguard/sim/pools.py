@@ -111,13 +111,13 @@ class Pools:
 
     def abort(self, job: Job) -> None:
         self._hang_up.pop(job.id)()
-        self._homes.pop(job.stream, None)
 
     def finished(self, job: Job) -> None:
         del self._hang_up[job.id]
-        if not job.stages_left:
-            self._homes.pop(job.stream, None)
         self._pull()
+
+    def ended(self, stream: str) -> None:
+        self._homes.pop(stream, None)
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self.block_tokens)
@@ -182,7 +182,7 @@ class Pools:
     def _room(self, at: int) -> int:
         replica = self._receivers[at]
         replica.sync()
-        queued = sum(self._blocks(job.known_tokens) for job in replica.waiting.values())
+        queued = sum(self._blocks(job.known_tokens) for job in replica.queued)
         return replica.kv.free_blocks - queued - self._coming_blocks[at]
 
     def _transfer(self, job: Job, sender: _Sender, at: int) -> None:

@@ -82,12 +82,16 @@ class _Drafts:
 
 
 class _Run:
-    """Steps of one holding plan: `ends_s` of each, of which `settled` have been accounted for."""
+    """Steps of one holding plan: `ends_s` of each, of which `settled` have been accounted for.
 
-    __slots__ = ("ends_s", "jobs", "settled")
+    `later_s` is how long each after the first takes, of which `learnt` have been observed; the first reads `kv_tokens`.
+    """
 
-    def __init__(self, jobs: list[Job], ends_s: list[float]) -> None:
-        self.jobs, self.ends_s, self.settled = jobs, ends_s, 0
+    __slots__ = ("ends_s", "jobs", "kv_tokens", "later_s", "learnt", "settled")
+
+    def __init__(self, jobs: list[Job], ends_s: list[float], later_s: list[float], kv_tokens: int) -> None:
+        self.jobs, self.ends_s, self.later_s, self.kv_tokens = jobs, ends_s, later_s, kv_tokens
+        self.settled = self.learnt = 0
 
 
 class Replica:
@@ -179,7 +183,7 @@ class Replica:
             self.kernel.after(0.0, self._step)  # after everything else that happens at this instant
 
     def _step(self) -> None:
-        for job_id in self._aborted & self.running.keys():
+        for job_id in [name for name in self.running if name in self._aborted]:  # a set has no order of its own
             self.kv.release(self.running.pop(job_id))
         self._aborted.clear()
         plan, planned_s = self._plan()
@@ -303,10 +307,10 @@ class Replica:
             return None
         times_s = self.batch_time.decode_run_s(batch.decodes, batch.kv_tokens + batch.decodes, steps - 1).tolist()
         scales = self._next_scales(steps)[1:]
-        later = (t * s for t, s in zip(times_s, scales, strict=True))
-        ends_s = list(accumulate(later, initial=first_end_s))
+        later_s = [t * s for t, s in zip(times_s, scales, strict=True)]
+        ends_s = list(accumulate(later_s, initial=first_end_s))
         del ends_s[bisect_left(ends_s, plan.holds_until_s) + 1 :]  # the step that begins before the instant still runs
-        return _Run(jobs, ends_s)
+        return _Run(jobs, ends_s, later_s, batch.kv_tokens)
 
     def _cut_run(self) -> None:
         """Something happens now: the run ends with the step in progress."""
@@ -318,6 +322,7 @@ class Replica:
 
     def _settle(self, run: _Run, upto: int) -> None:
         """Accounts for steps before `upto`; the one at `upto` is in progress and has its KV room."""
+        self._learn(run, upto)
         steps = upto - run.settled
         if not steps:
             return
@@ -330,6 +335,15 @@ class Replica:
         self.stats.step_tokens += steps * len(run.jobs)
         self._account(steps)
         self._on_tokens(run.jobs, times_s)
+
+    def _learn(self, run: _Run, upto: int) -> None:
+        """From the steps that have begun, the one at `upto` included: each as if it had been planned."""
+        if self.predicted:
+            decodes = len(run.jobs)
+            for step in range(run.learnt, upto):
+                kv_tokens = run.kv_tokens + (step + 1) * decodes
+                self.predicted.observe(Batch((), decodes, kv_tokens), run.later_s[step])
+            run.learnt = max(run.learnt, upto)
 
     def _finish_run(self, run: _Run, plan: Plan) -> None:
         if self._run is not run or run.ends_s[-1] != self.kernel.now_s:

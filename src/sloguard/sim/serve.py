@@ -36,6 +36,10 @@ class Service(Protocol):
         """All tokens of `job` have been delivered."""
         ...
 
+    def ended(self, stream: str) -> None:
+        """Nothing more comes of this conversation, whether it was served to its end or not."""
+        ...
+
 
 MakeService = Callable[[Kernel, OnTokens], Service]
 OnDone = Callable[[Timeline, Tier], None]
@@ -130,6 +134,7 @@ class _Client:
 
     def _end(self, call: _Call, end: End, error: str = "") -> None:
         call.end, call.ended_s, call.error = end, self.kernel.now_s, error
+        self.service.ended(call.request.id)
         self.on_end(call)
 
 

@@ -13,6 +13,7 @@ import os
 import signal
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from math import inf
@@ -20,7 +21,7 @@ from multiprocessing import active_children, get_context, parent_process
 from threading import Thread
 from typing import Any
 
-from sloguard.errors import LogError
+from sloguard.errors import LogError, WorkerLost
 from sloguard.sim.capacity import Bracket, Misses, allowed_misses, drained, search
 from sloguard.study.sim_spec import SimSpec
 from sloguard.study.simulation import first_guess, requests_of, run
@@ -40,8 +41,8 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One rate of one row. Where it `ended_early` it had failed already: `attainment` is then an upper bound, and
-    whether the backlog would have drained was not seen.
+    """One rate of one row. Where it `ended_early` it had failed already: `attainment` is then an upper bound. `drained`
+    is None where too many promises were missed before it could be seen.
     """
 
     row: str
@@ -79,6 +80,11 @@ class Capacity:
         return self.bracket.low
 
     @property
+    def ends(self) -> list[float | None]:
+        """Of the bracket, as JSON has them: an open end is null."""
+        return [self.bracket.low, None if self.bracket.high == inf else self.bracket.high]
+
+    @property
     def at_capacity(self) -> Probe | None:
         return next((probe for probe in self.probes if probe.rate_per_gpu == self.bracket.low), None)
 
@@ -86,7 +92,6 @@ class Capacity:
 def probe(spec: SimSpec, rate_per_gpu: float, question: Question) -> Probe:
     """Serves the row's requests at this rate, seed after seed, until the target is out of reach."""
     left, met, total = None, 0, 0
-    steady = True
     for seed in range(question.seeds):
         requests = requests_of(spec, rate_per_gpu * spec.gpus, seed).requests
         left = allowed_misses(len(requests) * question.seeds, question.target) if left is None else left
@@ -95,14 +100,12 @@ def probe(spec: SimSpec, rate_per_gpu: float, question: Question) -> Probe:
         total += len(requests)
         met += len(requests) - misses.missed
         left -= misses.missed
-        if left < 0:
+        steady = None if left < 0 else drained(ran.timelines)
+        if not steady:
             unasked = (question.seeds - seed - 1) * len(requests)
             attainment = (met + unasked) / (total + unasked)
-            return Probe(spec.name, rate_per_gpu, attainment, None, True, total)
-        steady = steady and drained(ran.timelines)
-        if not steady:
-            break
-    return Probe(spec.name, rate_per_gpu, met / total, steady, False, total)
+            return Probe(spec.name, rate_per_gpu, attainment, steady, steady is None or unasked > 0, total)
+    return Probe(spec.name, rate_per_gpu, met / total, True, False, total)
 
 
 @dataclass(slots=True)
@@ -174,10 +177,15 @@ def _workers(jobs: int) -> Generator[Executor]:
     executor = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_follow_parent)
     try:
         yield executor
-    except BaseException:
+    except BaseException as error:
         executor.shutdown(wait=False, cancel_futures=True)
         for child in active_children():
             child.terminate()  # a probe may have minutes to go, and nobody waits for it any more
+        if isinstance(error, BrokenProcessPool):
+            raise WorkerLost(
+                "a process of the search was killed, perhaps for memory. Use fewer --jobs; what --out has recorded "
+                "is kept, and --resume goes on from there."
+            ) from error
         raise
     executor.shutdown()
 
@@ -207,7 +215,6 @@ def _end_with_parent() -> None:
 def to_json(capacity: Capacity, question: Question) -> dict[str, Any]:
     """One row of the result. Rates are per GPU and second; a bracket's open end is null."""
     spec, at = capacity.spec, capacity.at_capacity
-    high = capacity.bracket.high
     return {
         **spec.to_json(),
         "scenario": spec.workload,
@@ -216,7 +223,7 @@ def to_json(capacity: Capacity, question: Question) -> dict[str, Any]:
         "seeds": question.seeds,
         "target": question.target,
         "capacity_per_gpu": capacity.per_gpu,
-        "bracket": [capacity.bracket.low, None if high == inf else high],
+        "bracket": capacity.ends,
         "attainment": at.attainment if at else None,
         "requests": at.requests if at else None,
         "probes": [{k: v for k, v in asdict(p).items() if k != "row"} for p in capacity.probes],

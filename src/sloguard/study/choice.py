@@ -14,7 +14,8 @@ import inspect
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sloguard.errors import SpecError
 from sloguard.registry import load
@@ -41,14 +42,15 @@ class Choice:
         """
         made = load(table, self.name, field, method)
         parameters = inspect.signature(made).parameters
+        hints = _hints(made)
         allowed = [name for name, p in parameters.items() if p.kind in _BY_NAME and name not in (given or {})]
         for key, value in self.options:
             if key not in allowed:
                 takes = f"It takes: {', '.join(allowed)}." if allowed else "It takes none."
                 raise SpecError(field, self.text, f"{self.name} has no option {key!r}", takes)
-            default = parameters[key].default
-            if isinstance(default, bool | int | float) and not _alike(value, default):
-                fix = f"Its default is {str(default).lower()}."
+            hint = hints.get(key, type(parameters[key].default))
+            if not _fits(value, hint):
+                fix = f"It takes {' or '.join(_WORDS[kind] for kind in _kinds(hint) if kind in _WORDS)}."
                 raise SpecError(field, self.text, f"{key} takes no {type(value).__name__}", fix)
         own = {key: value for key, value in (given or {}).items() if key in parameters}
         try:
@@ -60,11 +62,30 @@ class Choice:
 _BY_NAME = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-def _alike(value: Value, default: bool | float) -> bool:
-    """Whether a value may stand where this default does: bools for bools, numbers for numbers, text nowhere."""
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(default, bool) and isinstance(value, bool)
-    return isinstance(value, int) if isinstance(default, int) else isinstance(value, int | float)
+_WORDS = {bool: "true or false", int: "whole numbers", float: "numbers", str: "text"}
+
+
+def _hints(made: type) -> dict[str, Any]:
+    """What the arguments are annotated with; nothing where a name of it exists for type checkers alone."""
+    try:
+        return get_type_hints(made.__init__)
+    except (NameError, AttributeError):
+        return {}
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The types that an annotation allows; those of a Literal are those of its values."""
+    if get_origin(hint) is Literal:
+        return tuple(dict.fromkeys(type(one) for one in get_args(hint)))
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _fits(value: Value, hint: Any) -> bool:
+    """Whether the argument takes the value; `true` is no number. What is annotated beyond `_WORDS` takes anything."""
+    kinds = set(_kinds(hint)) - {NoneType}
+    if not kinds or not kinds <= _WORDS.keys():
+        return True
+    return type(value) in kinds or (float in kinds and type(value) is int)
 
 
 def read_choices(text: str, field: str) -> list[Choice]:

@@ -14,6 +14,7 @@ from sloguard.study.choice import Choice
 from sloguard.trial import Value
 
 DISTSERVE = "distserve"  # a deployment rather than a policy: vLLM's, on engines that prefill and engines that decode
+MAX_ENGINES = 1024
 LENGTHS = ("quantile", "oracle", "mean")
 
 # Options of a policy that are the engine's: `vllm:max_num_batched_tokens=2048` is vLLM's policy on an engine that
@@ -114,7 +115,7 @@ class SimSpec:
             raise SpecError("--scenario", None, "nothing to serve", "Name a scenario, or give a --trace FILE.")
         for field, value, low, high, takes in (
             ("--num-requests", self.num_requests, 1, inf, "a positive number"),
-            ("--replicas", self.replicas, 1, inf, "a positive number"),
+            ("--replicas", self.replicas, 1, MAX_ENGINES, f"a number from 1 to {MAX_ENGINES}"),
             ("--tensor-parallel", self.tensor_parallel, 1, inf, "a positive number of GPUs"),
             ("--max-num-batched-tokens", self.max_num_batched_tokens, 1, inf, "a positive number"),
             ("--max-num-seqs", self.max_num_seqs, 1, inf, "a positive number"),
@@ -127,6 +128,11 @@ class SimSpec:
         ):
             if value is not None and not low <= value <= high:
                 raise SpecError(field, value, f"not {takes}", "Correct it.")
+        if self.pools and self.pools.engines > MAX_ENGINES:
+            raise SpecError("--pools", str(self.pools), f"over {MAX_ENGINES} engines", "Give fewer.")
+        if self.max_num_batched_tokens < (self.max_num_seqs or 1):
+            problem = f"vLLM refuses fewer than --max-num-seqs, which is {self.max_num_seqs}"
+            raise SpecError("--max-num-batched-tokens", self.max_num_batched_tokens, problem, "Give as many.")
         if self.lengths not in LENGTHS:
             raise SpecError("--lengths", self.lengths, "no such estimate", f"Choose one of {', '.join(LENGTHS)}.")
         if self.trace and self.best_effort_share:

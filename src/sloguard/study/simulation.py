@@ -30,9 +30,11 @@ from sloguard.sim.pools import Link, Pools, whole_prompts
 from sloguard.sim.replica import OnDecline, OnTokens, Planner, Replica
 from sloguard.sim.serve import Run, serve, simulate_cluster
 from sloguard.sim.settings import Settings, read_settings
+from sloguard.slo import NO_SLO
 from sloguard.study.sim_spec import DISTSERVE, SimSpec
-from sloguard.workload.scenarios import Traced, resolve_slos, scenario_requests, trace_requests
+from sloguard.workload.scenarios import RATE_FLAG, Traced, resolve_slos, scenario_requests, trace_requests
 
+ANY_RATE = 1.0  # requests/s, where it doesn't matter when requests come; lengths alone have no rate of their own
 MAX_MODEL_LEN = 8192  # where the user says nothing: no scenario asks for more
 FEWEST_REQUESTS = 500  # an engine: at 90 % attainment a standard error of 1.3 points, a seed
 SHORTEST_S = 200.0  # of virtual time at the first guess: many times what an engine takes to fill up, several bursts
@@ -75,6 +77,8 @@ def machine_of(spec: SimSpec) -> Machine:
     fixed = {"max_model_len": longest, "max_num_batched_tokens": spec.max_num_batched_tokens}
     fixed |= {"max_num_seqs": spec.max_num_seqs} if spec.max_num_seqs else {}
     settings = read_settings(SimulatedEngine(model, gpu, tp, fixed=fixed).default_config())
+    if spec.max_num_seqs is None:  # vLLM caps its own default too (EngineArgs, 0.32)
+        settings = replace(settings, max_num_seqs=min(settings.max_num_seqs, settings.max_num_batched_tokens))
     memory = memory_of(settings, model, gpu, tp, 0)
     if memory.kv_longest > memory.kv:
         room = f"{max(0, memory.kv) / GIB:.2f} GiB of KV memory on {tp} x {gpu.name}"
@@ -153,7 +157,7 @@ def first_guess(spec: SimSpec) -> float:
     """Requests/s a GPU to begin a search at: a share of what one engine serves in steps of `GUESS_BATCH` decodes."""
     time = machine_of(spec).time
     seconds: list[float] = []
-    for request in _asked(spec, None, 0, None if spec.trace else FEWEST_REQUESTS).requests:
+    for request in _asked(spec, ANY_RATE, 0, spec.num_requests if spec.trace else FEWEST_REQUESTS).requests:
         context = 0
         busy_s = 0.0
         for stage in request.stages:
@@ -191,19 +195,34 @@ def run(
     return simulate_cluster(requests, replicas, router, stale_s=spec.stale_s, stop_when=stop_when)
 
 
-def check(spec: SimSpec) -> None:
+def check(spec: SimSpec, rate: float | None = None) -> None:
     """Makes everything once and serves one request. Raises SpecError for what the user can mend."""
-    run(spec, requests_of(spec, None, 0).requests[:1], 0)
+    run(spec, requests_of(spec, rate, 0).requests[:1], 0)
 
 
-def notes_on(specs: Sequence[SimSpec]) -> list[str]:
+def check_search(spec: SimSpec) -> None:
+    """As `check`, where the rate is what is looked for."""
+    try:
+        check(spec, ANY_RATE)
+    except SpecError as error:
+        if error.field != RATE_FLAG:
+            raise
+        problem = "it offers all at once, so there is no rate to search"
+        raise SpecError("--trace", spec.trace, problem, "Give a trace that lasts, or lengths alone.") from error
+
+
+def notes_on(specs: Sequence[SimSpec], rate: float | None = None) -> list[str]:
     """What a reader of the figures has to know of how they came about."""
     notes = ["Simulated engines: figures are a model's, times are virtual."]
     notes += [f"Step times: {machine_of(spec).source}." for spec in specs]
     for spec in specs:
-        if spec.trace and (dropped := requests_of(spec, None, 0).dropped):
+        asked = requests_of(spec, rate, 0)
+        if asked.dropped:
             longest = machine_of(spec).settings.max_model_len
-            notes.append(f"Requests that are too long and left out: {dropped} of {spec.trace} (over {longest} tokens).")
+            dropped = f"{asked.dropped} of {spec.trace} (over {longest} tokens)"
+            notes.append(f"Requests that are too long and left out: {dropped}.")
+        if all(stage.slo == NO_SLO for request in asked.requests for stage in request.stages):
+            notes.append(f"No request of {spec.workload} is promised anything: each that completes counts as kept.")
     return list(dict.fromkeys(notes))
 
 

@@ -152,7 +152,7 @@ class Application:
             ]
             if len(found) < min(n, FEWEST * drawn):
                 problem = f"{len(found)} of {drawn} {self.name} requests are that short"
-                raise SpecError("max_total_tokens", limit, problem, "Serve a model with a longer context.")
+                raise SpecError("--max-model-len", limit, problem, "Give more, or serve a model with a longer context.")
         return found
 
     def relaxed(self, factor: float) -> Application:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sloguard.errors import SpecError
 
 Seconds = NDArray[np.float64]
+SLOWEST_RATE = 1e-6  # requests/s; one in twelve days is a slip
 MAX_BURSTINESS = 1e6  # gaps within 0.1 % of each other: constant
 
 
@@ -148,11 +149,15 @@ class Scaling(StrEnum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Replay:
-    """Recorded instants [m], sorted, in seconds from the start of the run; as recorded where `rate` is None."""
+    """Recorded instants [m], sorted, in seconds from the start of the run; as recorded where `rate` is None.
+
+    `rate_flag` is what the user calls the rate.
+    """
 
     recorded_s: Seconds
     rate: float | None = None
     scaling: Scaling = Scaling.STRETCH
+    rate_flag: str = "--request-rate"
 
     def __post_init__(self) -> None:
         if self.rate is not None:
@@ -178,7 +183,7 @@ class Replay:
             return index, times_s
         if len(times_s) > 1 and times_s[-1] == 0 and self.rate < np.inf:
             raise SpecError(
-                "--request-rate", self.rate, "the trace offers all at once, so it has no rate", "Leave it out."
+                self.rate_flag, self.rate, "the trace offers all at once, so it has no rate", "Leave it out."
             )
         return index, _stretched(times_s, self.rate)
 
@@ -186,7 +191,7 @@ class Replay:
         recorded_rate = len(self.recorded_s) / self.recorded_s[-1] if self.recorded_s[-1] > 0 else np.inf
         if rate > recorded_rate:
             raise SpecError(
-                "--request-rate",
+                self.rate_flag,
                 rate,
                 f"thinning can't go above the recorded {recorded_rate:.4g} req/s",
                 "Use stretch to speed a trace up.",
@@ -194,10 +199,12 @@ class Replay:
         return np.flatnonzero(rng.random(len(self.recorded_s)) < rate / recorded_rate)
 
 
-def check_rate(rate: float, field: str) -> None:
-    """Raises SpecError, naming `field`, unless `rate` is positive; infinite is allowed."""
+def check_rate(rate: float, field: str, slowest: float = 0.0) -> None:
+    """Raises SpecError, naming `field`, unless `rate` is positive and at least `slowest`; infinite is allowed."""
     if not rate > 0:  # also catches NaN
         raise SpecError(field, rate, "not a positive number", "Give requests per second, or inf to offer all at once.")
+    if rate < slowest:
+        raise SpecError(field, rate, f"below {slowest:g} requests per second", "Give a higher rate.")
 
 
 def _paced(gaps: Seconds, rate: float) -> Seconds:

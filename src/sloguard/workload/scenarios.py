@@ -33,6 +33,7 @@ from sloguard.workload.lengths import Empirical, Independent, Lengths, Quantiles
 from sloguard.workload.traces import DEFAULT_CLASS, Row, Trace, read_trace
 
 Process = Poisson | Gamma | Constant | OnOff | Hyperexponential
+RATE_FLAG = "--rate"  # of `simulate`; that of `tune` and `bench` is --request-rate
 SHARE_TOLERANCE = 1e-6  # three shares of 0.333333 pass, a forgotten class does not
 
 
@@ -133,7 +134,7 @@ def build_requests(
                 "--workload", workload, "its slo columns clash with the SLOs given", "Give SLOs in one place."
             )
         if trace.timed:
-            rows = _replayed(trace, rate, num_requests, seed, arrivals, scaling)
+            rows = _replayed(trace, rate, num_requests, seed, arrivals, scaling, "--request-rate")
         else:
             if scaling is Scaling.THIN:
                 raise SpecError("--trace-scaling", str(scaling), f"{workload} has no arrival times", "Drop it.")
@@ -248,11 +249,11 @@ def trace_requests(
         raise SpecError("--trace", str(path), problem, "Serve a model with a longer context.")
     kept = Trace(trace.path, rows)
     if kept.timed:
-        offered = _replayed(kept, rate, num_requests, seed, None, Scaling.STRETCH)
+        offered = _replayed(kept, rate, num_requests, seed, None, Scaling.STRETCH, RATE_FLAG)
         last = [i for i, is_long in enumerate(long) if not is_long][len(offered) - 1]
         dropped = sum(long[:last])
     else:
-        offered, dropped = _resampled(kept, rate, num_requests, seed, None, "--rate"), sum(long)
+        offered, dropped = _resampled(kept, rate, num_requests, seed, None, RATE_FLAG), sum(long)
     if slo is not None:
         slo_class, promised = (DEFAULT_CLASS, slo) if isinstance(slo, StageSLO) else _promise_of(slo)
         offered = [row._replace(slo_class=slo_class, slo=promised) for row in offered]
@@ -291,7 +292,7 @@ def _promise_of(name: str) -> tuple[str, StageSLO]:
     return app.name, app.first_slo
 
 
-def _check_size(rate: float | None, num_requests: int | None, rate_flag: str = "--rate") -> None:
+def _check_size(rate: float | None, num_requests: int | None, rate_flag: str = RATE_FLAG) -> None:
     if rate is not None:
         check_rate(rate, rate_flag)
     if num_requests is not None and num_requests < 1:
@@ -317,11 +318,17 @@ def _read(workload: str, limit: int | None) -> Trace:
 
 
 def _replayed(
-    trace: Trace, rate: float | None, n: int | None, seed: int, arrivals: Process | None, scaling: Scaling
+    trace: Trace,
+    rate: float | None,
+    n: int | None,
+    seed: int,
+    arrivals: Process | None,
+    scaling: Scaling,
+    rate_flag: str,
 ) -> list[Row]:
     if arrivals is not None:
         raise SpecError("--workload", str(trace.path), "its arrivals are recorded", "Give no arrival process with it.")
-    index, times_s = Replay(trace.arrival_s(), rate, scaling).pick(stream(seed, "arrivals"), n)
+    index, times_s = Replay(trace.arrival_s(), rate, scaling, rate_flag).pick(stream(seed, "arrivals"), n)
     rows: list[int] = index.tolist()
     return [trace.rows[i]._replace(arrival_s=at_s) for i, at_s in zip(rows, times_s.tolist(), strict=True)]
 
