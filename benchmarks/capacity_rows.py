@@ -135,5 +135,4 @@ ABLATIONS = (
     Ablation("both", _SLOS, _less("slos-serve", "best_effort=false:fixed_batch=512"), BURSTY, 1.34),
     Ablation("exact admission, not greedy", _SLOS, _less("slos-serve", "admission=greedy")),
     Ablation("shedding", _OURS, _less(OURS, "shed=false")),
-    Ablation("reserved memory", _OURS, _less(OURS, "reserve=false")),
 )

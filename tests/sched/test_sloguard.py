@@ -80,6 +80,21 @@ def test_streams_that_ran_ahead_pause_for_a_prompt_that_is_due():
     assert len(calm.tokens) == 30
 
 
+def test_a_conversation_counts_with_what_its_later_stages_are_likely_to_add():
+    kv = KvCache(200)  # 3,200 tokens
+    policy = Sloguard()
+    for i in range(20):
+        later = job(f"later{i}", 1000, output=200)
+        later.tier = Tier.PROMISED
+        plan(policy, [later])
+    holder = decoding(kv, "holder", generated=1, first_token_s=0.0, prompt=1000, output=1500)
+    last, first = job("last", 800, output=200), job("first", 800, output=200)
+    first.stages_left = 1
+    made = plan(policy, [first, last], [holder], kv)
+    assert "last" in made.admit
+    assert "first" not in made.admit
+
+
 def test_a_promise_needs_memory_to_its_end():
     kv = KvCache(200)  # 3,200 tokens
     holder = decoding(kv, "holder", generated=1, first_token_s=0.0, prompt=1000, output=1500)
@@ -87,17 +102,3 @@ def test_a_promise_needs_memory_to_its_end():
     made = plan(Sloguard(), [long, short], [holder], kv)
     assert "short" in made.admit
     assert "long" not in made.admit
-
-
-def test_large_footprints_leave_room_to_small_ones():
-    """Both would fit; the large one is among the costliest of what was seen and must leave a part of memory free."""
-    kv = KvCache(200)
-    holder = decoding(kv, "holder", generated=1, first_token_s=0.0, prompt=1700, output=100)
-    seen = [job(f"seen{i}", 50, output=10) for i in range(20)]
-    large = job("large", 1000, output=100)
-    for policy, admitted in ((Sloguard(), False), (Sloguard(reserve=False), True)):
-        plan(policy, seen)
-        for one in seen:
-            one.tier = Tier.NEW
-        large.tier = Tier.NEW
-        assert ("large" in plan(policy, [large], [holder], kv).admit) is admitted

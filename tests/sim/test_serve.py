@@ -15,6 +15,7 @@ from sloguard.sched.fcfs import Fcfs
 from sloguard.sched.kv import KvCache
 from sloguard.sched.plan import Plan
 from sloguard.sched.policy import Limits, View
+from sloguard.sched.priority import Priority
 from sloguard.sim.kernel import Kernel
 from sloguard.sim.replica import OnDecline, OnTokens, Replica
 from sloguard.sim.serve import shared_keys, simulate, simulate_cluster
@@ -219,3 +220,14 @@ def test_requests_out_of_order_are_refused_and_sorted_where_a_list_is_simulated(
     with pytest.raises(ValueError, match="has passed"):
         simulate_cluster(requests, [maker()])
     assert [line.request.id for line in simulate(requests, maker())] == ["1", "0"]
+
+
+def test_two_that_come_at_once_end_under_vllms_priorities():
+    """Of equal priority and arrival they would be evicted for each other, for ever."""
+
+    def small(limits: Limits) -> Limits:
+        return replace(limits, long_prefill_token_threshold=24, scheduler_reserve_full_isl=False)
+
+    requests = [ask(i, 0.0, 90, 90) for i in range(2)]
+    lines = simulate(requests, maker(Priority, tokens=300, blocks=17, limits=small), request_timeout_s=1e4)
+    assert [line.end for line in lines] == [End.COMPLETED] * 2

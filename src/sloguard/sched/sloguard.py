@@ -9,17 +9,12 @@ shedding   of the prompts that can't all be in time, the costliest wait (shed.py
 pace       together, the promised decodes must leave a part of the engine's time, or nobody keeps pace
 memory     a promise is made only if all that are promised fit to their ends (memory_ahead.py), each with the answer it
            is likely to give: many are held to their mean, which errs less than many cautious guesses
-reserve    the `COSTLY` jobs with the largest footprint (tokens of KV times steps they are held) must leave a part of
-           memory free that grows with it, up to `RESERVE`; cheaper ones may use it. This is trunk reservation (Miller
-           1969): a full memory turns away whoever comes next, and those it turns away should be the few that would keep
-           many others out
 best effort  as in `slos-serve`: leftovers, evicted first, with a share that grows with the age of the eldest
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections import deque
+from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -31,6 +26,7 @@ from sloguard.perf.batch_time import Batch
 from sloguard.sched.dynamic_batch import KEPT_SHARE, MARGIN, SCARCE, DynamicBatch, share_of, tiers_of
 from sloguard.sched.job import Job, Tier
 from sloguard.sched.memory_ahead import MemoryAhead, Row
+from sloguard.sched.outlook import Outlook
 from sloguard.sched.patience import Patience
 from sloguard.sched.pb_star import Tiers
 from sloguard.sched.plan import Plan
@@ -40,33 +36,28 @@ from sloguard.sched.scene import pace_s as pace_of_s
 from sloguard.sched.shed import Prompt, set_aside
 
 BUSY = 0.95  # of the time, what promised decodes may take
-FULL = 0.98  # of memory, what promises may reserve
+FULL = 1.05  # of memory, what promises may be expected to fill at their peak: more pays than less
 SPARE_FULL = 0.9  # and what best-effort jobs may fill it to
-COSTLY = 0.15
-RESERVE = 0.2
-FOOTPRINTS = 256  # remembered, to know which are large
-KEPT_GUESSES = 10_000
 PROBE_TOKENS = (512, 1536)  # between which the cost of a prompt token is taken
 LEAST_DECODES = 8  # from which on that of a decode is
 
 
 class Sloguard:
-    """Ablations: without `shed` prompts wait in order of deadline until they are late; without `reserve` memory is
-    given to whoever comes first; without `speculation` nothing is drafted.
+    """Ablations: without `shed` prompts wait in order of deadline until they are late; without `speculation` nothing is
+    drafted.
     """
 
-    def __init__(self, *, shed: bool = True, reserve: bool = True, speculation: bool = True) -> None:
-        self.shed, self.reserve, self.speculation = shed, reserve, speculation
+    def __init__(self, *, shed: bool = True, speculation: bool = True) -> None:
+        self.shed, self.speculation = shed, speculation
         self._undecided: set[str] = set()
-        self._latest: deque[float] = deque()
-        self._footprints: list[float] = []  # the latest, sorted
         self._pace_s = inf
         self._patience = Patience()
         self._scarce = False
-        self._expected: dict[str, int] = {}
+        self._outlook = Outlook(cautious=False)
 
     def plan(self, now_s: float, view: View) -> Plan:
         scene = look(now_s, view)
+        self._outlook.learn(view, (job for _, _, job in scene.queue))
         hopeless = self._hopeless(view, scene)
         scene.set_tiers(scene.new)
         if scene.tpots_s:
@@ -109,7 +100,8 @@ class Sloguard:
         self, view: View, scene: Scene, tiers: Tiers, pace_s: float, memory: MemoryAhead, seats: int
     ) -> tuple[str, ...]:
         """Queues the prompts that may start now; returns those that had better be another replica's."""
-        self._remember(view, scene.new)
+        self._patience.see(job for job in scene.new if job.id not in self._undecided)
+        self._undecided = {job.id for job in scene.new}
         costs = _Costs.of(view, scene)
         in_time: list[Due] = []
         set_back: list[Job] = []
@@ -125,13 +117,13 @@ class Sloguard:
         in_time.sort()
         gone = self._shed(view, scene, in_time, costs, pace_s) if self.shed else set[str]()
         load, tightest_s = costs.load(scene, tiers)
+        room_tokens = FULL * view.kv.capacity_tokens
         for entry in in_time:
             job = entry[2]
             row = self._row(view, job)
-            room = view.kv.capacity_tokens * (FULL - self._reserved(view, job))
             added, tau_s = costs.decode / pace_of_s(job), tiers.tau_s[scene.tier_of(job)]
             busy = costs.step / min(tightest_s, tau_s) + load + added
-            full = seats <= 0 or busy > BUSY or (len(memory) and memory.peak_tokens(row) > room)
+            full = seats <= 0 or busy > BUSY or (len(memory) and memory.peak_tokens(row) > room_tokens)
             if full or job.id in gone:
                 set_back.append(job)
             else:
@@ -165,25 +157,6 @@ class Sloguard:
 
     # Memory.
 
-    def _remember(self, view: View, new: Sequence[Job]) -> None:
-        """What jobs that were not there before ask for and will hold."""
-        fresh = [job for job in new if job.id not in self._undecided]
-        self._patience.see(fresh)
-        for job in fresh:
-            footprint = _footprint(view, job)
-            self._latest.append(footprint)
-            insort(self._footprints, footprint)
-            if len(self._latest) > FOOTPRINTS:
-                del self._footprints[bisect_left(self._footprints, self._latest.popleft())]
-        self._undecided = {job.id for job in new}
-
-    def _reserved(self, view: View, job: Job) -> float:
-        """The part of memory that this job must leave to cheaper ones."""
-        if not self.reserve:
-            return 0.0
-        rank = bisect_left(self._footprints, _footprint(view, job)) / len(self._footprints)
-        return RESERVE * max(0.0, rank - (1 - COSTLY)) / COSTLY
-
     def _spare_fits(self, view: View, scene: Scene, memory: MemoryAhead) -> bool:
         """Whether the next best-effort job may start: a full memory would only have to evict it again."""
         spare_tokens = sum(sum(self._row(view, job)) for job in (*scene.spare, scene.idle[0]))
@@ -191,13 +164,7 @@ class Sloguard:
         return alone or memory.peak_tokens() + spare_tokens <= SPARE_FULL * view.kv.capacity_tokens
 
     def _row(self, view: View, job: Job) -> Row:
-        """Tokens to come and tokens held. A guess stands until the answer outgrows it, for asking is dear."""
-        expected = self._expected.get(job.id, 0)
-        if expected <= job.generated_tokens:
-            if len(self._expected) > KEPT_GUESSES:
-                self._expected.clear()
-            expected = self._expected[job.id] = view.lengths.mean_tokens(job)
-        return expected - job.generated_tokens, job.prompt_tokens + job.generated_tokens
+        return self._outlook.to_come(view, job), job.known_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,8 +198,3 @@ class _Costs:
             load += self.decode / pace_of_s(job)
             tightest_s = min(tightest_s, tiers.tau_s[scene.tier_of(job)])
         return load, tightest_s
-
-
-def _footprint(view: View, job: Job) -> float:
-    output = view.lengths.mean_tokens(job)
-    return (job.prompt_tokens + output / 2) * output

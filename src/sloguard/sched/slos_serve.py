@@ -26,6 +26,7 @@ from sloguard.sched.admission import Demand, Problem, by_density
 from sloguard.sched.dynamic_batch import KEPT_SHARE, MARGIN, SCARCE, DynamicBatch, share_of, tiers_of
 from sloguard.sched.job import Job, Tier
 from sloguard.sched.memory_ahead import MemoryAhead, Row
+from sloguard.sched.outlook import Outlook
 from sloguard.sched.patience import Patience
 from sloguard.sched.pb_star import PbStar, Tiers
 from sloguard.sched.plan import Plan
@@ -37,7 +38,6 @@ REPLAN_ARRIVALS, REPLAN_FINISHES, REPLAN_S = 10, 6, 0.1
 EXACT_UPTO = 10  # new jobs
 MAX_STATES = 1000  # of the exact choice: with what PB* takes, the paper's 2 ms (benchmarks/planner.py)
 MAX_OFFERS = 64  # jobs considered at once, earliest deadline first: the others are as if they came later
-STAGE_WEIGHT = 0.1
 
 
 @dataclass(slots=True)
@@ -77,12 +77,11 @@ class SlosServe:
         self.admission = admission
         self.stats = AdmissionStats()
         self._patience = Patience()
-        self._expected: dict[str, int] = {}
+        self._outlook = Outlook(cautious=True)
         self._missed_out: set[str] = set()  # made best effort here, and still in time when last looked at
         self._replanned_s = -inf
         self._reckoned_s = -inf
         self._peak_blocks = 0
-        self._stage_tokens = 0.0  # what a later stage adds to a conversation, learnt
         self._arrivals = self._finishes = self._running = 0
         self._pace_s = inf  # the tightest TPOT seen last: whoever comes next may ask for it
 
@@ -91,7 +90,7 @@ class SlosServe:
         self._arrivals += len(scene.new)
         self._patience.see(scene.new)
         self._finishes += max(0, self._running - len(view.running))
-        self._learn_stages(view, scene)
+        self._outlook.learn(view, (job for _, _, job in scene.queue))
         offers = self._offers(scene)
         scene.set_tiers(offers)
         tiers = tiers_of(view, scene, self.speculation)
@@ -161,7 +160,7 @@ class SlosServe:
         for job in offered:
             computed = job.computed_tokens if job.id in runs else kv.cached_tokens(job)
             tokens = job.known_tokens - computed if not (job.id in runs and job.decoding) else 0
-            blocks = ceil((job.prompt_tokens + self._final_tokens(view, job)) / block)
+            blocks = ceil((job.known_tokens + self._outlook.to_come(view, job)) / block)
             due_s = (prompt_due_s(job) - now_s) / MARGIN if tokens else 0.0
             demands.append(Demand(due_s, tokens, scene.tier_of(job), blocks, job.value, id=job.id))
             pairs += tokens * (computed + tokens / 2)
@@ -174,7 +173,7 @@ class SlosServe:
                 demands.append(Demand(left_s, tokens, scene.tier_of(job), promised=True))
         kept_blocks = 0
         if kept_share >= KEPT_SHARE and (eldest := scene.eldest):
-            kept_blocks = ceil((eldest.prompt_tokens + self._expected_tokens(view, eldest)) / block)
+            kept_blocks = ceil((eldest.prompt_tokens + self._outlook.answer(view, eldest)) / block)
         ahead = PbStar(
             view.time,
             tiers,
@@ -207,34 +206,14 @@ class SlosServe:
 
     # Memory.
 
-    def _learn_stages(self, view: View, scene: Scene) -> None:
-        """From promised jobs that were not promised here: they are later stages of requests that were."""
-        for _, _, job in scene.queue:
-            if not job.generated_tokens and job.id not in self._expected:
-                added = job.prompt_tokens - view.kv.cached_tokens(job) + self._expected_tokens(view, job)
-                self._stage_tokens += STAGE_WEIGHT * (added - self._stage_tokens)
-
-    def _expected_tokens(self, view: View, job: Job) -> int:
-        """As first guessed, until the answer outgrows it."""
-        expected = self._expected.get(job.id, 0)
-        if expected <= job.generated_tokens:
-            expected = self._expected[job.id] = view.lengths.output_tokens(job)
-        return expected
-
-    def _final_tokens(self, view: View, job: Job) -> float:
-        """What will come after the prompt: the answer, and what later stages add to the conversation."""
-        return self._expected_tokens(view, job) + job.stages_left * self._stage_tokens
-
     def _reckon_memory(self, view: View, scene: Scene) -> None:
         """What promised jobs need at their peak: anew every `REPLAN_S`, and in between each promise adds its whole."""
         if scene.now_s < self._reckoned_s + REPLAN_S:
             return
         self._reckoned_s = scene.now_s
         jobs = [job for some in (scene.decodes, scene.prompts, scene.queue) for _, _, job in some]
-        expected = self._expected
-        self._expected = {job.id: expected[job.id] for job in jobs if job.id in expected}
         rows: list[Row] = []
         for job in jobs:
-            left = ceil(self._final_tokens(view, job)) - job.generated_tokens
-            rows.append((left, job.known_tokens + view.kv.block_tokens))  # a job's last block may be all but empty
+            held = job.known_tokens + view.kv.block_tokens  # a job's last block may be all but empty
+            rows.append((self._outlook.to_come(view, job), held))
         self._peak_blocks = MemoryAhead(rows).peak_tokens() // view.kv.block_tokens

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import inf, nextafter
 from typing import Protocol
 
 import numpy as np
@@ -86,6 +87,7 @@ class _Client:
         self.kernel, self.timeout_s, self.on_end = kernel, timeout_s, on_end
         self.service = make_service(kernel, self._on_tokens)
         self._calls: dict[str, _Call] = {}  # by the job that serves them
+        self._sent_s = -inf
 
     def feed(self, calls: Iterator[_Call]) -> None:
         """Asks for the next request only when the one before is due: memory holds those that are under way."""
@@ -94,12 +96,15 @@ class _Client:
 
     def _arrive(self, call: _Call, others: Iterator[_Call]) -> None:
         self.feed(others)
-        if self.timeout_s < float("inf"):
+        if self.timeout_s < inf:
             self.kernel.at(self.kernel.now_s + self.timeout_s, lambda: self._give_up(call), first=True)
         self._send(call)
 
     def _send(self, call: _Call) -> None:
-        job = _job(call, self.kernel.now_s, self.service.block_tokens)
+        # As on a real wire, nothing comes at the instant of another: vLLM may evict two for each other for ever if the
+        # priority and the arrival of both are the same.
+        self._sent_s = max(self.kernel.now_s, nextafter(self._sent_s, inf))
+        job = _job(call, self._sent_s, self.service.block_tokens)
         call.stage_due_s.append(self.kernel.now_s)
         if refusal := too_long(job.prompt_tokens, job.output_tokens, self.service.max_model_len):
             self._end(call, End.REFUSED, refusal)
@@ -142,7 +147,7 @@ def serve(
     requests: Iterable[Request],
     make_service: MakeService,
     *,
-    request_timeout_s: float = float("inf"),
+    request_timeout_s: float = inf,
     on_done: OnDone | None = None,
     stop_when: Callable[[Timeline], bool] | None = None,
 ) -> Run:
@@ -199,7 +204,7 @@ def simulate_cluster(
     *,
     stale_s: float = 0.0,
     hop_s: float = 0.0,
-    request_timeout_s: float = float("inf"),
+    request_timeout_s: float = inf,
     on_done: OnDone | None = None,
     stop_when: Callable[[Timeline], bool] | None = None,
 ) -> Run:
@@ -223,7 +228,7 @@ def simulate(
     router: Router | None = None,
     stale_s: float = 0.0,
     hop_s: float = 0.0,
-    request_timeout_s: float = float("inf"),
+    request_timeout_s: float = inf,
 ) -> list[Timeline]:
     """One timeline per request, in the order given, from so many equal replicas."""
     order = sorted(range(len(requests)), key=lambda at: requests[at].arrival_s)
@@ -251,14 +256,14 @@ def too_long(prompt_tokens: int, output_tokens: int, max_model_len: int) -> str:
     )
 
 
-def _job(call: _Call, now_s: float, block_tokens: int) -> Job:
+def _job(call: _Call, sent_s: float, block_tokens: int) -> Job:
     request = call.request
     number = len(call.stage_due_s)
     stage = request.stages[number]
     prompt_tokens = call.history_tokens + stage.prompt_tokens
     return Job(
         id=f"{request.id}/{number}",
-        arrival_s=now_s,
+        arrival_s=sent_s,
         prompt_tokens=prompt_tokens,
         output_tokens=stage.output_tokens,
         stream=request.id,
