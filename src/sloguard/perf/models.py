@@ -17,6 +17,9 @@ _LLAMA_3B = ModelShape("meta-llama/Llama-3.2-3B", 28, 3072, 8192, 24, 8, 128, 12
 _LLAMA2_7B = ModelShape("meta-llama/Llama-2-7b-hf", 32, 4096, 11008, 32, 32, 128, 32000, 4096)
 _LLAMA2_13B = ModelShape("meta-llama/Llama-2-13b-hf", 40, 5120, 13824, 40, 40, 128, 32000, 4096)
 _LLAMA2_70B = ModelShape("meta-llama/Llama-2-70b-hf", 80, 8192, 28672, 64, 8, 128, 32000, 4096)
+_CODELLAMA = replace(_LLAMA2_7B, name="codellama/CodeLlama-7b-hf", vocab=32016, max_position=16384)
+_CODELLAMA_13B = replace(_LLAMA2_13B, name="codellama/CodeLlama-13b-hf", vocab=32016, max_position=16384)
+_CODELLAMA_34B = ModelShape("codellama/CodeLlama-34b-hf", 48, 8192, 22016, 64, 8, 128, 32000, 16384)
 _QWEN2_HALF = ModelShape("Qwen/Qwen2-0.5B", 24, 896, 4864, 14, 2, 64, 151936, 131072, tied_embeddings=True)
 _QWEN2_1B = ModelShape("Qwen/Qwen2-1.5B", 28, 1536, 8960, 12, 2, 128, 151936, 131072, tied_embeddings=True)
 _QWEN2_3B = ModelShape("Qwen/Qwen2.5-3B", 36, 2048, 11008, 16, 2, 128, 151936, 32768, tied_embeddings=True)
@@ -56,6 +59,12 @@ MODELS: dict[str, ModelShape] = {
         replace(_LLAMA2_13B, name="meta-llama/Llama-2-13b-chat-hf"),
         _LLAMA2_70B,
         replace(_LLAMA2_70B, name="meta-llama/Llama-2-70b-chat-hf"),
+        _CODELLAMA,
+        replace(_CODELLAMA, name="codellama/CodeLlama-7b-Instruct-hf"),
+        _CODELLAMA_13B,
+        replace(_CODELLAMA_13B, name="codellama/CodeLlama-13b-Instruct-hf"),
+        _CODELLAMA_34B,
+        replace(_CODELLAMA_34B, name="codellama/CodeLlama-34b-Instruct-hf"),
         _QWEN2_HALF,
         replace(_QWEN2_HALF, name="Qwen/Qwen2-0.5B-Instruct", max_position=32768),
         replace(_QWEN2_HALF, name="Qwen/Qwen2.5-0.5B", max_position=32768),
@@ -89,10 +98,14 @@ MODELS: dict[str, ModelShape] = {
         replace(_MISTRAL_V3, name="mistralai/Mistral-7B-Instruct-v0.3"),
         _MIXTRAL,
         replace(_MIXTRAL, name="mistralai/Mixtral-8x7B-Instruct-v0.1"),
+        ModelShape(
+            "mistralai/Mixtral-8x22B-v0.1", 56, 6144, 16384, 48, 8, 128, 32000, 65536, experts=8, active_experts=2
+        ),
         _OPT_6B,
         replace(_OPT_6B, name="facebook/opt-13b", layers=40, hidden=5120, intermediate=20480, heads=40, kv_heads=40),
         replace(_OPT_6B, name="facebook/opt-30b", layers=48, hidden=7168, intermediate=28672, heads=56, kv_heads=56),
         ModelShape("TinyLlama/TinyLlama-1.1B-Chat-v1.0", 22, 2048, 5632, 32, 4, 64, 32000, 2048),
+        ModelShape("01-ai/Yi-34B", 60, 7168, 20480, 56, 8, 128, 64000, 4096),
         ModelShape("microsoft/phi-4", 40, 5120, 17920, 40, 10, 128, 100352, 16384),
     )
 }
