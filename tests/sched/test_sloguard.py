@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sloguard.perf.batch_time import BatchTime, Piece
 from sloguard.sched.job import Job, Tier
@@ -84,9 +85,11 @@ def test_a_conversation_counts_with_what_its_later_stages_are_likely_to_add():
     kv = KvCache(200)  # 3,200 tokens
     policy = Sloguard()
     for i in range(20):
-        later = job(f"later{i}", 1000, output=200)
-        later.tier = Tier.PROMISED
-        plan(policy, [later])
+        one, other = job(f"one{i}", 400, output=200), job(f"other{i}", 1400, output=200)
+        one.stream = other.stream = str(i)
+        one.stages_left, other.tier = 1, Tier.PROMISED
+        plan(policy, [one])
+        plan(policy, [other])
     holder = decoding(kv, "holder", generated=1, first_token_s=0.0, prompt=1000, output=1500)
     last, first = job("last", 800, output=200), job("first", 800, output=200)
     first.stages_left = 1
@@ -102,3 +105,25 @@ def test_a_promise_needs_memory_to_its_end():
     made = plan(Sloguard(), [long, short], [holder], kv)
     assert "short" in made.admit
     assert "long" not in made.admit
+
+
+def test_best_effort_is_evicted_only_where_that_makes_room():
+    """Blocks that two of them share are free once, and those that the new job shares with the promised one cost nothing."""
+    keys = tuple(range(20))
+
+    def start(kv: KvCache, name: str, prompt: int, tier: Tier, prefix_keys: tuple[int, ...] = ()) -> Job:
+        running = replace(job(name, prompt, output=40), prefix_keys=prefix_keys, stream=name, tier=tier)
+        cached = kv.cached_tokens(running)
+        assert kv.admit(running, cached, prompt - cached, whole=False)
+        running.computed_tokens, running.generated_tokens, running.first_token_s = prompt, 1, 0.0
+        return running
+
+    small = KvCache(40)
+    enough = [start(small, "promised", 320, Tier.PROMISED, keys), start(small, "other", 224, Tier.BEST_EFFORT)]
+    seven_more = replace(job("new", 420), prefix_keys=keys, tier=Tier.PROMISED)
+    assert plan(Sloguard(), [seven_more], enough, small).evict == ("other",)
+
+    small = KvCache(40)
+    shared = [start(small, name, 336, Tier.BEST_EFFORT, keys) for name in ("b1", "b2")]
+    too_few = [start(small, "promised", 160, Tier.PROMISED), *shared]
+    assert plan(Sloguard(), [replace(job("new", 500), tier=Tier.PROMISED)], too_few, small).evict == ()

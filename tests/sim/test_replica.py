@@ -13,16 +13,18 @@ import pytest
 from sloguard.perf.batch_time import BatchTime, Piece
 from sloguard.perf.online import OnlineTime
 from sloguard.registry import load
-from sloguard.request import Request, Timeline
+from sloguard.request import Request, Stage, Timeline
 from sloguard.rng import stream
+from sloguard.sched.fcfs import Fcfs
 from sloguard.sched.kv import KvCache
 from sloguard.sched.lengths import Quantile
 from sloguard.sched.plan import Plan
 from sloguard.sched.policy import POLICIES, Limits, Policy, View
 from sloguard.sim.kernel import Kernel
 from sloguard.sim.noise import jitter
-from sloguard.sim.replica import OnDecline, OnTokens, Replica
+from sloguard.sim.replica import OnDecline, OnTokens, Planner, Replica
 from sloguard.sim.serve import simulate
+from sloguard.slo import StageSLO
 from sloguard.workload.scenarios import resolve_slos, scenario_requests
 
 TIME = BatchTime((Piece(10e-3, 50e-6, 50e-6, 50e-9, 0.0),))
@@ -90,3 +92,29 @@ def test_who_hangs_up_together_leaves_in_the_same_order_in_every_process():
     }
     assert len(outputs) == 1
     assert "timed_out" in outputs.pop()
+
+
+@pytest.mark.parametrize("name", ["sloguard", "slos-serve"])
+def test_a_plan_holds_only_while_best_effort_is_within_its_part_of_a_step(name: str):
+    """Memory that is read makes steps longer, until best-effort decodes no longer fit beside promised ones."""
+    reading = BatchTime((Piece(10e-3, 1e-3, 50e-6, 10e-6, 0.0),))
+    rows = [(0.0, 100, 200, None, None), (0.0, 100, 200, None, None), (0.0, 16, 200, 2.0, 0.1), (0.26, 100, 50, None, None),
+            (1.24, 100, 50, 2.0, 0.03), (3.36, 16, 400, None, None)]  # fmt: skip
+    asked = [Request(str(i), at_s, (Stage(p, o, StageSLO(t, q)),)) for i, (at_s, p, o, t, q) in enumerate(rows)]
+
+    def tokens(policy: Policy) -> list[list[float]]:
+        def make(kernel: Kernel, on_tokens: OnTokens, on_decline: OnDecline) -> Replica:
+            return Replica(kernel, policy, Limits(64, 256, 2000), KvCache(2000), reading, on_tokens, on_decline)
+
+        return [line.token_s.tolist() for line in simulate(asked, make)]
+
+    assert tokens(load(POLICIES, name, "policy")()) == tokens(Asked(load(POLICIES, name, "policy")()))
+
+
+def test_an_idle_engine_with_async_lag_takes_all_that_come_at_once():
+    def make(kernel: Kernel, on_tokens: OnTokens, on_decline: OnDecline) -> Replica:
+        planner = Planner(async_lag=True)
+        return Replica(kernel, Fcfs(), Limits(8, 256, 512), KvCache(100), TIME, on_tokens, on_decline, planner=planner)
+
+    lines = simulate([Request(name, 0.0, (Stage(20, 2),)) for name in "ab"], make)
+    assert lines[0].token_s.tolist() == lines[1].token_s.tolist()

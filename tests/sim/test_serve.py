@@ -231,3 +231,10 @@ def test_two_that_come_at_once_end_under_vllms_priorities():
     requests = [ask(i, 0.0, 90, 90) for i in range(2)]
     lines = simulate(requests, maker(Priority, tokens=300, blocks=17, limits=small), request_timeout_s=1e4)
     assert [line.end for line in lines] == [End.COMPLETED] * 2
+
+
+def test_a_client_may_hang_up_at_the_instant_that_a_run_of_steps_ends():
+    requests = [ask(0, 0.0, 10, 5), ask(1, 0.0, 10, 9)]
+    lines = simulate(requests, maker(time=ONE_SECOND), request_timeout_s=5.0)
+    assert [line.end for line in lines] == [End.TIMED_OUT] * 2
+    assert [line.token_s.tolist() for line in lines] == [[1.0, 2.0, 3.0, 4.0]] * 2

@@ -102,9 +102,10 @@ def test_lengths_alone_are_served_at_the_rate_that_is_asked(tmp_path):
         check_search(replace(spec, num_requests=None))
 
 
-def test_a_trace_that_offers_all_at_once_has_no_rate_to_search(tmp_path):
+@pytest.mark.parametrize("rows", ["0,10,5\n0,20,6\n", "5,10,5\n"])
+def test_a_trace_that_offers_all_at_once_has_no_rate_to_search(rows, tmp_path):
     path = tmp_path / "burst.csv"
-    path.write_text("arrival_s,input_tokens,output_tokens\n0,10,5\n0,20,6\n")
+    path.write_text("arrival_s,input_tokens,output_tokens\n" + rows)
     spec = replace(SPEC, scenario=None, trace=str(path), num_requests=None)
     check(spec)
     with pytest.raises(SpecError, match=r"--rate = 2\.0: .*all at once"):
@@ -170,6 +171,7 @@ def test_what_cannot_be_built_is_the_users_to_mend(changes, says):
         {"num_requests": 0},
         {"replicas": 0},
         {"replicas": 1025},
+        {"stale_s": 1e-15},
         {"pools": Pools(1000, 25)},
         {"max_num_batched_tokens": 64, "max_num_seqs": 65},
         {"tensor_parallel": 0},

@@ -1,7 +1,7 @@
 """What every router is: a function from a job and what is known of the replicas to the one that shall serve it.
 
     choose -> replica -> served there
-                     \\-> declined, if there are hops left -> choose again among those not tried -> ...
+                     \\-> declined, if there are hops left -> choose again -> ...
 
 A router sees snapshots, which may be stale: what it sent since one was taken is not in it.
 """

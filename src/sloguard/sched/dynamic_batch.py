@@ -71,7 +71,7 @@ class DynamicBatch:
         self._patience_s = patience_s
         self._timed, self._kept_share, self._skip = fixed_tokens is None, kept_share, skip
         limit = view.limits.max_num_batched_tokens
-        self._max_tokens = min(fixed_tokens or limit, limit)
+        self._max_tokens = min(fixed_tokens or limit, limit) if view.limits.enable_chunked_prefill else limit
         self._tokens: dict[str, int] = {}
         self._admit: dict[str, int] = {}
         self._evicted: dict[str, Job] = {}
@@ -256,16 +256,23 @@ class DynamicBatch:
             ):
                 self._admit[job.id] = cached
                 return True
-            if not (first and self._spare) or not self._worth_evicting(job, spare):
+            if not (first and self._spare) or not self._fits_alone(job, cached, chunk):
                 return False
             self._evict(self._spare.pop())
             running -= 1
 
-    def _worth_evicting(self, job: Job, spare_blocks: int) -> bool:
-        """Whether the memory of all best-effort jobs would do: else they would be evicted for nothing."""
-        kv = self._kv
-        held = sum(kv.held_blocks(other) for other in self._spare)
-        return kv.free_blocks + held >= -(-job.known_tokens // kv.block_tokens) + spare_blocks
+    def _fits_alone(self, job: Job, cached: int, chunk: int) -> bool:
+        """Whether it would, with all best-effort jobs evicted: else they would be for nothing."""
+        limits, gone = self._view.limits, self._spare
+        others = len(self._view.running) - len(self._evicted) + len(self._admit) - len(gone)
+        return others < limits.max_num_seqs and self._kv.fits_without(
+            job,
+            cached,
+            chunk,
+            gone,
+            whole=limits.scheduler_reserve_full_isl,
+            spare_blocks=limits.watermark_blocks if others else 0,
+        )
 
     def _make_room(self, job: Job, tokens: int) -> bool:
         """Evicts until `job` can grow; False where it must leave itself."""
@@ -384,4 +391,5 @@ class DynamicBatch:
             return -inf
         step_s = self._time.seconds(Batch((), count, self._kv_tokens))
         last_s = self._time.seconds(Batch((), count, self._kv_tokens + HOLD_STEPS * count))
-        return scene.now_s + HOLD_STEPS * step_s if last_s <= self._pace_s else -inf
+        bound_s = self._pace_s * (LEFTOVERS if scene.promised and scene.spare else 1)
+        return scene.now_s + HOLD_STEPS * step_s if last_s <= bound_s else -inf

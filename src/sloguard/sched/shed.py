@@ -5,7 +5,8 @@
 
 All of a set S can be kept if for each j of S, in order of deadline, the sum of w up to j is at most room(d_j). Where a
 prompt breaks this, the costliest free one up to it leaves: the rule of Moore and Hodgson (Moore 1968), which keeps the
-most jobs of equal value on one machine. Prompts that are promised already never leave.
+most jobs of equal value on one machine. Here room can shrink from one deadline to the next, by the decodes between
+them; what is kept then still fits, but may not be the most. Prompts that are promised already never leave.
 """
 
 from __future__ import annotations

@@ -3,11 +3,12 @@
     submit -> waiting -> [plan -> step of T(batch) seconds -> tokens] -> done, until nothing runs or waits
 
 Requests that arrive during a step are seen by the plan after it, or with `async_lag` by the one after that, as vLLM's
-async scheduling plans a step while the one before it runs. All tokens of a step appear when it ends.
+async scheduling plans a step while the one before it runs; an idle engine waits for nobody. All tokens of a step appear
+when it ends.
 
 A plan that holds (`Plan.holds_until_s`) is run for many steps at once: their instants are computed together, and
 whatever happens in between (an arrival, an abort, a router's look) first brings the replica up to that instant. The
-outcome is the one of asking at each step.
+outcome is the one of asking at each step; only where two replicas act at the very same instant, their order may differ.
 """
 
 from __future__ import annotations
@@ -140,6 +141,7 @@ class Replica:
         self._aborted: set[str] = set()
         self._run: _Run | None = None
         self._step_ends_s = 0.0
+        self._stepping = False  # `_busy` begins before, at the same instant
 
     @property
     def step_ends_s(self) -> float:
@@ -158,7 +160,7 @@ class Replica:
         if job.prompt_tokens + job.output_tokens > self.limits.max_model_len:
             raise ValueError(f"{job.id} is longer than {self.limits.max_model_len} tokens")
         self._cut_run()
-        if self._busy and self._planner.async_lag:
+        if self._stepping and self._planner.async_lag:
             self._late[job.id] = job
         else:
             self.waiting[job.id] = job
@@ -191,6 +193,7 @@ class Replica:
         alone = not self._late
         self.waiting.update(self._late)
         self._late.clear()
+        self._stepping = bool(plan.tokens)
         if not plan.tokens:
             self._busy = False
             if not alone:
@@ -314,8 +317,8 @@ class Replica:
 
     def _cut_run(self) -> None:
         """Something happens now: the run ends with the step in progress."""
+        self.sync()
         if (run := self._run) and run.ends_s[-1] > self.kernel.now_s:
-            self.sync()
             del run.ends_s[bisect_left(run.ends_s, self.kernel.now_s) + 1 :]
             plan = Plan({job.id: 1 for job in run.jobs})
             self.kernel.at(run.ends_s[-1], lambda: self._finish_run(run, plan))

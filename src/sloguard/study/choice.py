@@ -56,7 +56,9 @@ class Choice:
         try:
             return made(**own, **dict(self.options))
         except (SpecError, ValueError, TypeError) as error:
-            raise SpecError(field, self.text, f"{self.name} refuses it: {error}", "Correct the option.") from error
+            raise SpecError(
+                field, self.text, f"{self.name} refuses it: {str(error).rstrip('.')}", "Correct the option."
+            ) from error
 
 
 _BY_NAME = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -15,6 +15,7 @@ from sloguard.trial import Value
 
 DISTSERVE = "distserve"  # a deployment rather than a policy: vLLM's, on engines that prefill and engines that decode
 MAX_ENGINES = 1024
+LEAST_STALE_MS = 0.001  # far below a step; an instant too short to tell from now would never pass
 LENGTHS = ("quantile", "oracle", "mean")
 
 # Options of a policy that are the engine's: `vllm:max_num_batched_tokens=2048` is vLLM's policy on an engine that
@@ -122,7 +123,7 @@ class SimSpec:
             ("--max-model-len", self.max_model_len, 2, inf, "a number of tokens from 2"),
             ("--best-effort-share", self.best_effort_share, 0, 1, "a share from 0 to 1"),
             ("--noise", self.noise, 0, 0.5, "a share from 0 to 0.5"),
-            ("--stale-ms", self.stale_s * 1000, 0, 1e9, "a number of milliseconds from 0"),
+            ("--stale-ms", self.stale_s * 1000 or LEAST_STALE_MS, LEAST_STALE_MS, 1e9, "0, or from 0.001 ms"),
             ("--link-gb-s", self.link_bytes_s / 1e9, 1e-3, 1e6, "a positive number of GB/s"),
             ("--batch-time-scale", self.batch_time_scale, 0.01, 100, "a factor from 0.01 to 100"),
         ):

@@ -181,7 +181,7 @@ class Replay:
         times_s = self.recorded_s[index]
         if self.rate is None or thinned:
             return index, times_s
-        if len(times_s) > 1 and times_s[-1] == 0 and self.rate < np.inf:
+        if self.rate < np.inf and (len(times_s) < 2 or times_s[-1] == times_s[0]):
             raise SpecError(
                 self.rate_flag, self.rate, "the trace offers all at once, so it has no rate", "Leave it out."
             )
