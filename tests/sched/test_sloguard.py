@@ -108,7 +108,7 @@ def test_a_promise_needs_memory_to_its_end():
 
 
 def test_best_effort_is_evicted_only_where_that_makes_room():
-    """Blocks that two of them share are free once, and those that the new job shares with the promised one cost nothing."""
+    """Blocks that two of them share become free once; those that the new job shares with the promised cost nothing."""
     keys = tuple(range(20))
 
     def start(kv: KvCache, name: str, prompt: int, tier: Tier, prefix_keys: tuple[int, ...] = ()) -> Job:

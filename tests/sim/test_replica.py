@@ -98,8 +98,11 @@ def test_who_hangs_up_together_leaves_in_the_same_order_in_every_process():
 def test_a_plan_holds_only_while_best_effort_is_within_its_part_of_a_step(name: str):
     """Memory that is read makes steps longer, until best-effort decodes no longer fit beside promised ones."""
     reading = BatchTime((Piece(10e-3, 1e-3, 50e-6, 10e-6, 0.0),))
-    rows = [(0.0, 100, 200, None, None), (0.0, 100, 200, None, None), (0.0, 16, 200, 2.0, 0.1), (0.26, 100, 50, None, None),
-            (1.24, 100, 50, 2.0, 0.03), (3.36, 16, 400, None, None)]  # fmt: skip
+    rows = [
+        *[(0.0, 100, 200, None, None)] * 2,
+        *[(0.0, 16, 200, 2.0, 0.1), (0.26, 100, 50, None, None)],
+        *[(1.24, 100, 50, 2.0, 0.03), (3.36, 16, 400, None, None)],
+    ]
     asked = [Request(str(i), at_s, (Stage(p, o, StageSLO(t, q)),)) for i, (at_s, p, o, t, q) in enumerate(rows)]
 
     def tokens(policy: Policy) -> list[list[float]]:
