@@ -43,13 +43,14 @@ def test_a_guess_stands_until_it_is_outgrown(cautious: bool, expected: int):
 
 
 def test_what_later_stages_add_is_learnt_from_conversations_that_go_on():
-    """Each comes back twice, with an answer of 100 and 300 tokens more; its history is nothing new."""
+    """Each comes back twice, after an answer of 100, with 300 tokens more; its history is nothing new."""
     view, outlook = view_of(Told()), Outlook(cautious=True)
     for i in range(100):
         for stage in range(3):
             job = Job(f"{i}/{stage}", 0.0, 1000 + 400 * stage, 100, stream=f"{i}", stages_left=2 - stage)
             for _ in range(3):
-                outlook.learn([job])
+                outlook.learn(view, [job])
                 outlook.to_come(view, job)
+            job.generated_tokens = 100
     first = Job("first", 0.0, 10, 500, stages_left=2)
     assert outlook.to_come(view, first) == pytest.approx(100 + 2 * 400, abs=1)

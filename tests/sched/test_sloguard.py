@@ -89,6 +89,7 @@ def test_a_conversation_counts_with_what_its_later_stages_are_likely_to_add():
         one.stream = other.stream = str(i)
         one.stages_left, other.tier = 1, Tier.PROMISED
         plan(policy, [one])
+        one.generated_tokens = 200
         plan(policy, [other])
     holder = decoding(kv, "holder", generated=1, first_token_s=0.0, prompt=1000, output=1500)
     last, first = job("last", 800, output=200), job("first", 800, output=200)

@@ -1,8 +1,8 @@
 """How long requests will be in the end: the answer, and what later stages add to the conversation.
 
 A guess of an answer stands until the answer outgrows it: it errs less than one that is made anew with each token, and
-asking is dear. What a stage adds is learnt from promised conversations, from one prompt to the next: the answer between
-them, and what came back.
+asking is dear. What a later stage adds is learnt from promised conversations that go on: what the prompt has beyond the
+stage before, and the answer expected then.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ class Outlook:
     def __init__(self, *, cautious: bool) -> None:
         self._cautious = cautious
         self._answers: dict[str, int] = {}
-        self._prompts: dict[str, int] = {}  # of each conversation that goes on, by its stream
+        self._latest: dict[str, Job] = {}  # of each conversation that goes on, by its stream
         self._added_tokens = 0.0  # by a later stage, learnt
 
-    def learn(self, promised: Iterable[Job]) -> None:
-        """From promised jobs that wait: one whose conversation was shorter when last seen is its next stage."""
+    def learn(self, view: View, promised: Iterable[Job]) -> None:
+        """From promised jobs that wait: one whose conversation was another job's before is its next stage."""
         for job in promised:
-            before = self._prompts.get(job.stream, job.prompt_tokens)
-            if before < job.prompt_tokens:
-                self._added_tokens += STAGE_WEIGHT * (job.prompt_tokens - before - self._added_tokens)
-                self._keep(job)
+            before = self._latest.get(job.stream, job)
+            if before is not job:
+                added = job.prompt_tokens - before.known_tokens + self.answer(view, job)
+                self._added_tokens += STAGE_WEIGHT * (added - self._added_tokens)
 
     def answer(self, view: View, job: Job) -> int:
         """Tokens of this stage's."""
@@ -51,8 +51,8 @@ class Outlook:
 
     def _keep(self, job: Job) -> None:
         if not job.stages_left:
-            self._prompts.pop(job.stream, None)
+            self._latest.pop(job.stream, None)
             return
-        if len(self._prompts) >= KEPT:
-            self._prompts.clear()
-        self._prompts[job.stream] = job.prompt_tokens
+        if len(self._latest) >= KEPT:
+            self._latest.clear()
+        self._latest[job.stream] = job

@@ -57,7 +57,7 @@ class Sloguard:
 
     def plan(self, now_s: float, view: View) -> Plan:
         scene = look(now_s, view)
-        self._outlook.learn(job for _, _, job in scene.queue)
+        self._outlook.learn(view, (job for _, _, job in scene.queue))
         hopeless = self._hopeless(view, scene)
         scene.set_tiers(scene.new)
         if scene.tpots_s:

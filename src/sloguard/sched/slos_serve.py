@@ -90,7 +90,7 @@ class SlosServe:
         self._arrivals += len(scene.new)
         self._patience.see(scene.new)
         self._finishes += max(0, self._running - len(view.running))
-        self._outlook.learn(job for _, _, job in scene.queue)
+        self._outlook.learn(view, (job for _, _, job in scene.queue))
         offers = self._offers(scene)
         scene.set_tiers(offers)
         tiers = tiers_of(view, scene, self.speculation)
