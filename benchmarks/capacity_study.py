@@ -96,7 +96,8 @@ def run(study: str, out: Path, question: Question, requests: int | None, jobs: i
     write_text_atomic(
         out / f"{study}.json", json.dumps({"rows": list(rows.values()), "bounds": bounds}, indent=1) + "\n"
     )
-    how = f"{question.seeds} seeds, brackets of {question.tolerance:.0%}, requests/s a GPU"
+    seeds = "1 seed" if question.seeds == 1 else f"{question.seeds} seeds"
+    how = f"{seeds}, brackets of {question.tolerance:.0%}, requests/s a GPU"
     text, figures = RESULTS[study](rows, bounds)
     write_text_atomic(out / f"{study}.md", f"{text}\n{how}; step times: {'; '.join(sources(specs))}.\n")
     for name, picture in figures.items():

@@ -53,7 +53,14 @@ def main_result(rows: Rows, bounds: Bounds) -> Result:
         first = rows[deployment(SCENARIOS[0], POLICIES[0], model=model).name]
         panels = [f"{scenario} (bound {value:.3g})" for scenario, value in zip(SCENARIOS, most, strict=True)]
         shown = [
-            {**first, "policy": title(policy), "scenario": panel, "capacity_per_gpu": value, "engines": 1}
+            first
+            | {
+                "policy": title(policy),
+                "scenario": panel,
+                "capacity_per_gpu": value,
+                "bracket": [value, value],
+                "engines": 1,
+            }
             for policy, values in found.items()
             for panel, value in zip(panels, values, strict=True)
         ]

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from sloguard.crash import Crash, Evidence
-from sloguard.errors import EngineCrash, LogError, MissingExtra, SloguardError, SpecError, WorkerLost
+from sloguard.errors import EngineCrash, LogError, MissingExtra, PolicyError, SloguardError, SpecError, WorkerLost
 from sloguard.study.runner import EnvironmentFault
 
 ERRORS = [
     SpecError("--rate", -1.0, "not a positive number", "Give requests per second."),
+    PolicyError("--policy mine:Mine", "at 0.310 s it returned None: return a Plan."),
     MissingExtra("constrained-bo", "bo"),
     LogError("study.jsonl, line 3: no such kind"),
     EngineCrash(Evidence("startup", 1, log_tail="out of memory"), 3.5),

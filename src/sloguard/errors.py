@@ -2,6 +2,7 @@
 
     SloguardError
     ├── SpecError      the user's input: names the field, the value and the fix (exit code 2)
+    ├── PolicyError    a policy of the user's own: which rule it broke, when, for which job (exit code 2)
     ├── MissingExtra   an optional dependency is not installed: names the pip extra (exit code 2)
     ├── LogError       the disk: a study log that can't be read, written or locked (exit code 2)
     ├── WorkerLost     a process of a search was killed (exit code 2)
@@ -36,6 +37,14 @@ class SpecError(SloguardError):
     def __init__(self, field: str, value: object, problem: str, fix: str) -> None:
         self.field, self.value, self.problem, self.fix = field, value, problem, fix
         super().__init__(f"{field} = {value!r}: {problem}. {fix}")
+
+
+class PolicyError(SloguardError):
+    """A policy of the user's own breaks a rule, or breaks down. Reads as one line."""
+
+    def __init__(self, policy: str, problem: str) -> None:
+        self.policy, self.problem = policy, problem
+        super().__init__(" ".join(f"{policy}: {problem}".split()))
 
 
 class MissingExtra(SloguardError):  # noqa: N818 - reads as what it is

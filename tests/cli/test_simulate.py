@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sloguard import __version__
 from sloguard.cli.app import main
 from sloguard.sched.policy import POLICIES
 
@@ -55,7 +56,10 @@ def test_json_has_a_row_for_each_scenario_policy_and_router(tmp_path: Path):
     command = f"simulate --scenario chatbot,tool-calling --policy vllm,sarathi:chunk_tokens=256 {ON} --rate 4 --seeds 2"
     done = sloguard(f"{command} --num-requests 20 --replicas 2 --router round-robin,least-tokens --json {out}")
     assert done.returncode == 0, done.stderr
-    found = json.loads(out.read_text())["rows"]
+    saved = json.loads(out.read_text())
+    found = saved["rows"]
+    assert (saved["simulated"], saved["version"]) == (True, __version__)
+    assert all("A100-40GB" in row["step_times"] for row in found)
     assert [(row["scenario"], row["policy"], row["router"]) for row in found] == [
         (scenario, policy, router)
         for scenario in ("chatbot", "tool-calling")
@@ -91,6 +95,40 @@ def test_ones_own_policy_is_found_in_the_working_directory(tmp_path: Path):
     (tmp_path / "my_policy.py").write_text(OWN)
     (row,) = rows(SIMULATE.replace("vllm", "my_policy:Mine:patience=2") + " --rate 4", tmp_path)
     assert (row["policy"], row["completed"]) == ("my_policy:Mine:patience=2", 20)
+
+
+SLIPS = """
+from sloguard.sched.fcfs import Fcfs
+from sloguard.sched.plan import Plan
+
+class Idle:
+    def plan(self, now_s, view):
+        return Plan({})
+
+class Typo(Fcfs):
+    def plan(self, now_s, view):
+        return super().plan(now_s, view.limit)
+"""
+
+
+@pytest.mark.parametrize("command", ["simulate", "capacity"])
+@pytest.mark.parametrize(
+    ("source", "policy", "says"),
+    [
+        (SLIPS, "Idle", ("s it planned no token although r0/0 waits", "See docs/writing-a-policy.md")),
+        (SLIPS, "Typo", ("s it raised AttributeError: 'View' object has no", "slips.py, line 11)")),
+        ("def f(:", "Idle", ("SyntaxError", "slips.py, line 1)")),
+        ("import json\nimport no_such_module", "Idle", ("No module named 'no_such_module'", "slips.py, line 2)")),
+    ],
+)
+def test_a_mistake_in_ones_own_policy_is_one_line_and_exit_code_2(
+    command: str, source: str, policy: str, says: tuple[str, ...], tmp_path: Path
+):
+    (tmp_path / "slips.py").write_text(source)
+    done = sloguard(f"{command} --scenario chatbot --policy slips:{policy} {ON} --num-requests 20", tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert done.stderr.startswith(f"sloguard: --policy slips:{policy}: ")
+    assert all(words in done.stderr for words in says), done.stderr
 
 
 def test_a_trace_is_served_as_recorded_or_at_a_rate_with_the_promises_of_a_scenario(tmp_path: Path):
@@ -141,7 +179,7 @@ WRONG = {
     "unknown policy": ("{sim} --policy magic", "--policy", "'magic'", "vllm"),
     "unknown option": ("{sim} --policy sarathi:chunks=3", "'chunks'", "chunk_tokens"),
     "policy class without plan": ("{sim} --policy sloguard.request:Request", "plan"),
-    "unknown router": ("{sim} --router nearest", "--router", "'nearest'", "round-robin"),
+    "unknown router": ("{sim} --replicas 2 --router nearest", "--router", "'nearest'", "round-robin"),
     "unknown model": ("simulate --scenario coder --policy vllm --model no/model --gpu H100", "--model", "no/model"),
     "unknown gpu": ("simulate --scenario coder --policy vllm --model Qwen/Qwen2-1.5B --gpu H1", "--gpu", "H100"),
     "rate of zero": ("{sim} --rate 0", "--rate"),
@@ -150,6 +188,14 @@ WRONG = {
     "rate that is no number": ("{sim} --rate nan", "--rate"),
     "no seeds": ("{sim} --seeds 0", "--seeds"),
     "no requests": ("{sim} --num-requests 0", "--num-requests"),
+    "more requests than memory holds": ("{sim} --num-requests 10000001", "--num-requests = 10000001: not a number"),
+    "pools of no policy": ("{sim} --pools 2:1", "--pools = '2:1': no policy here has pools", "distserve"),
+    "a link between no pools": ("{sim} --link-gb-s 25", "--link-gb-s = 25.0: no policy here has pools"),
+    "a router of one": ("{sim} --router headroom", "--router = 'headroom': one engine", "--replicas"),
+    "a picture of one": ("{sim} --stale-ms 5", "--stale-ms = 5.0: one engine"),
+    "replicas of pools": ("{sim} --policy distserve --replicas 2", "--replicas = 2: distserve has pools"),
+    "a router of pools": ("{sim} --policy distserve --replicas 1 --router headroom", "distserve has pools"),
+    "option of distserve": ("{sim} --policy distserve:x=1", "--policy = 'distserve:x=1': distserve has no option"),
     "no replicas": ("{sim} --replicas 0", "--replicas"),
     "pools": ("{sim} --pools 1", "--pools"),
     "pools twice": ("{sim} --pools 1:1,1:1", "--pools", "twice"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import io
+import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -29,6 +31,7 @@ def row(scenario: str, policy: str, rate: float, router: str = "round-robin") ->
         "tensor_parallel": 1,
         "target": 0.9,
         "seeds": 3,
+        "step_times": f"measured of {policy[0]}",
         "requests": 900,
     }
 
@@ -40,6 +43,18 @@ def text(rows: list[dict[str, Any]]) -> str:
     console = Console(width=160, file=io.StringIO())
     console.print(capacity_report(rows, ["a note"]))
     return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def texts(rows: list[dict[str, Any]]) -> list[str]:
+    """Each that is drawn, a line each: matplotlib notes them in comments."""
+    svg = capacity_figure(rows, ".svg").decode()
+    return [
+        html.unescape(line.strip()) for note in re.findall("<!--(.*?)-->", svg, re.DOTALL) for line in note.split("\n")
+    ]
+
+
+def opened(one: dict[str, Any]) -> dict[str, Any]:
+    return {**one, "bracket": [one["capacity_per_gpu"], None]}
 
 
 def test_a_table_has_a_line_for_each_scenario_and_the_geometric_mean():
@@ -65,6 +80,27 @@ def test_an_open_bracket_says_so():
     assert bracket_text({"bracket": [0.0, 4.3]}) == "< 4.3"
     assert "--rates" not in text(ROWS)
     assert "--rates" in text([{**ROWS[0], "bracket": [1.0, None]}])
+
+
+def test_what_an_open_bracket_goes_into_is_a_lower_bound():
+    rows = [opened(row("chat", "a", 6.0)), row("code", "a", 1.5), row("chat", "b", 2.0), row("code", "b", 8.0)]
+    means = text(rows).split("geometric mean")[1].splitlines()[0]
+    assert [cell.strip() for cell in means.split("│")[1:3]] == [">= 3.00", "4.00"]
+    drawn = texts(rows)
+    assert [drawn.count(label) for label in (">=6.00", ">=3.00", "1.50", "2.00", "4.00")] == [1] * 5
+
+
+def test_a_mean_that_is_not_defined_has_no_bar_and_no_figure():
+    drawn = texts([row("chat", "a", 0.0), row("code", "a", 1.5), row("chat", "b", 2.0), row("code", "b", 8.0)])
+    assert drawn.count("0.00") == 1, "the rate itself is one"
+    assert drawn.count("4.00") == 1
+
+
+def test_a_figure_says_that_engines_are_simulated_and_where_step_times_come_from():
+    said = " ".join(texts(ROWS))
+    assert "Simulated engines; 3 seeds; step times: measured of a; measured of b; measured of c" in said
+    assert "1 seed;" in " ".join(texts([{**ROWS[0], "seeds": 1}]))
+    assert "1 seed." in text([{**ROWS[0], "seeds": 1}])
 
 
 def test_there_is_no_geometric_mean_with_a_rate_of_zero():

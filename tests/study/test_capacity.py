@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from sloguard.contract import judge_request
-from sloguard.errors import LogError, SpecError, WorkerLost
+from sloguard.errors import LogError, PolicyError, WorkerLost
 from sloguard.sim.capacity import drained
 from sloguard.slo import Judgement
 from sloguard.study.capacity import Capacity, Probe, Question, find_capacities, probe, to_json
@@ -99,7 +99,7 @@ class Dies(Fcfs):
 
 @pytest.mark.parametrize(
     ("policy", "error", "says"),
-    [("Refuses", SpecError, "it refuses. Take another"), ("Dies", WorkerLost, "was killed.*--resume")],
+    [("Refuses", PolicyError, "Refuses.*it refuses. Take another"), ("Dies", WorkerLost, "was killed.*--resume")],
 )
 def test_what_ends_a_process_of_the_search_is_an_error_of_one_line(policy, error, says, tmp_path, monkeypatch):
     (tmp_path / "worse_policies.py").write_text(WORSE)

@@ -41,7 +41,7 @@ TABLE = {"fast": f"{__name__}:Fast"}
 
 def made(text: str) -> Fast:
     (choice,) = read_choices(text, "--policy")
-    return choice.make(TABLE, "--policy", "plan", {"seed": 7, "nobody_takes": 1})
+    return choice.make(TABLE, "--policy", "plan", {"seed": 7, "nobody_takes": 1}, ("limit",))
 
 
 def test_options_are_typed_as_toml_and_text_needs_no_quotes():
@@ -80,15 +80,21 @@ def test_options_can_be_taken_out():
     [
         ("", "can't be read"),
         ("a,,b", "can't be read"),
-        ("a:b:c", "can't be read"),
-        ("a:k=1:b", "can't be read"),
+        ("a::k=1", "can't be read"),
+        ("k=1", "can't be read"),
+        ("a:b:c", "c has no value. Write c=VALUE."),
+        ("a:k=1:b", "b has no value"),
+        ("fast:size", "size has no value. Write size=VALUE."),
+        ("fast:limit", "limit has no value"),
+        ("my_policy.py:Mine", "Leave out .py: my_policy:Mine."),
+        ("my_policy.py", "Leave out .py: my_policy:Class."),
         (":k=1", "can't be read"),
         ("a:=1", "is not key=value"),
         ("a:k=", "is not key=value"),
         ("a:k=1:k=2", "given twice"),
         ("a:k=1,a:k=1", "given twice"),
         ("nobody", "Choose one of fast"),
-        ("fast:sise=3", "no option 'sise'. It takes: size, share, on, mode, batch"),
+        ("fast:sise=3", "no option 'sise'. It takes: size, share, on, mode, batch, order, whatever, limit."),
         ("fast:seed=3", "no option 'seed'"),
         ("fast:size=big", "size takes no str"),
         ("fast:size=1.5", "size takes no float"),

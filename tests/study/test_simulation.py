@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from sloguard.errors import SpecError
+from sloguard.errors import PolicyError, SpecError
 from sloguard.perf.batch_time import Batch
 from sloguard.request import End
-from sloguard.study.choice import Choice
+from sloguard.sim.plan_check import Checked
+from sloguard.study.choice import Choice, read_choices
 from sloguard.study.sim_spec import Drafting, Pools, SimSpec
 from sloguard.study.simulation import check, check_search, first_guess, machine_of, notes_on, requests_of, run
 
@@ -21,6 +22,20 @@ SPEC = SimSpec(
     scenario="chatbot",
     num_requests=40,
 )
+LATE = Choice("own_late:Late", "own_late:Late", (("plans", 10**9),))
+OWN = """
+from sloguard.sched.fcfs import Fcfs
+
+class Late(Fcfs):
+    def __init__(self, plans: int):
+        self.plans = plans
+        self.made = 0
+
+    def plan(self, now_s, view):
+        self.plans -= 1
+        self.made += 1
+        return super().plan(now_s, view) if self.plans else None
+"""
 
 
 def token_s(spec: SimSpec, rate: float = 20.0, seed: int = 0) -> list[list[float]]:
@@ -70,8 +85,43 @@ def test_options_of_a_policy_may_be_the_engines():
     policy = Choice("t", "vllm", (("max_num_batched_tokens", 512), ("lengths", "oracle")))
     row = SPEC.for_row("coder", policy, SPEC.router, None)
     assert (row.max_num_batched_tokens, row.lengths, row.policy.options) == (512, "oracle", ())
-    with pytest.raises(SpecError, match="max_num_seqs takes no 'many'"):
-        SPEC.for_row("coder", Choice("t", "vllm", (("max_num_seqs", "many"),)), SPEC.router, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("vllm:max_num_seqs=many", "max_num_seqs takes no 'many'"),
+        ("vllm:max_num_batched_tokens=-5", "max_num_batched_tokens = -5: not a positive number"),
+        ("vllm:lengths=foo", "lengths = 'foo': no such estimate. Choose one of quantile"),
+        ("vllm:max_num_seqs=9000", "max_num_batched_tokens = 8192: vLLM refuses fewer than --max-num-seqs"),
+    ],
+)
+def test_options_that_are_the_engines_are_refused_as_they_were_written(text, says):
+    (policy,) = read_choices(text, "--policy")
+    with pytest.raises(SpecError) as error:
+        SPEC.for_row("coder", policy, SPEC.router, None)
+    assert str(error.value).startswith(f"--policy = '{text}': {says}")
+    with pytest.raises(SpecError, match="--noise"):
+        replace(SPEC, noise=2.0).for_row("coder", replace(policy, options=(("lengths", "mean"),)), SPEC.router, None)
+
+
+def test_options_that_there_are_name_those_of_the_engine_too():
+    with pytest.raises(SpecError, match=r"It takes: max_num_batched_tokens, max_num_seqs, lengths\."):
+        check(replace(SPEC, policy=Choice("vllm:foo=1", "vllm", (("foo", 1),))))
+
+
+def test_only_a_policy_of_ones_own_is_watched(tmp_path, monkeypatch):
+    (tmp_path / "own_late.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = Choice("own_late:Late", "own_late:Late", (("plans", 20),))
+    check(replace(SPEC, num_requests=1))
+    requests = requests_of(SPEC, 20.0, 0).requests
+    with pytest.raises(PolicyError, match=r"^--policy own_late:Late: at \d+\.\d{3} s it returned None: return a Plan"):
+        run(replace(SPEC, policy=own), requests, 0)
+    watched, plain = (run(replace(SPEC, policy=p), requests, 0).replicas[0] for p in (LATE, SPEC.policy))
+    assert (watched.stats, type(plain.policy).__name__) == (plain.stats, "Fcfs")
+    assert isinstance(watched.policy, Checked)
+    assert watched.policy.plans == 10**9 - watched.policy.made, "what the policy itself has stays reachable"
 
 
 def test_no_request_is_longer_than_the_engine_takes():
@@ -92,7 +142,7 @@ def test_lengths_alone_are_served_at_the_rate_that_is_asked(tmp_path):
     path.write_text("input_tokens,output_tokens\n100,20\n200,30\n9000,5\n")
     spec = replace(SPEC, scenario=None, trace=str(path), num_requests=10)
     check(spec, 2.0)
-    check_search(spec)
+    check_search(replace(spec, scenario="coder"))
     assert first_guess(spec) > 0
     notes = " ".join(notes_on([spec], 2.0))
     assert "left out: 1 of" in notes
@@ -100,6 +150,14 @@ def test_lengths_alone_are_served_at_the_rate_that_is_asked(tmp_path):
     assert "No request of" not in " ".join(notes_on([SPEC]))
     with pytest.raises(SpecError, match="--num-requests"):
         check_search(replace(spec, num_requests=None))
+    with pytest.raises(SpecError, match=r"--trace = .*promises nothing, so every rate passes\. Add --scenario"):
+        check_search(spec)
+
+
+def test_promises_to_nobody_leave_no_rate_to_search():
+    check_search(replace(SPEC, best_effort_share=0.5))
+    with pytest.raises(SpecError, match=r"--best-effort-share = 1\.0: promises nothing"):
+        check_search(replace(SPEC, best_effort_share=1.0))
 
 
 @pytest.mark.parametrize("rows", ["0,10,5\n0,20,6\n", "5,10,5\n"])
@@ -151,7 +209,12 @@ def test_the_first_guess_is_a_rate_that_can_be_served(scenario):
     [
         ({"model": "no/such-model"}, "--model"),
         ({"gpu": "A100"}, "--gpu"),
-        ({"gpu": "T4", "model": "meta-llama/Llama-3.1-8B"}, "can't hold one sequence"),
+        (
+            {"gpu": "T4", "model": "meta-llama/Llama-3.1-8B"},
+            "its weights alone take 14.96 GiB a GPU on 1 x T4, of 13.26",
+        ),
+        ({"max_num_batched_tokens": 10**6}, "1000000 tokens and 256 sequences, graphs and workspaces take"),
+        ({"max_num_batched_tokens": 155000, "max_model_len": 32768, "gpu": "T4"}, "can't hold one sequence of 32768"),
         ({"tensor_parallel": 5}, "--tensor-parallel"),
         ({"max_model_len": 10**6}, "--max-model-len"),
         ({"policy": Choice("x", "x")}, "--policy.*distserve.*vllm"),
@@ -169,6 +232,7 @@ def test_what_cannot_be_built_is_the_users_to_mend(changes, says):
     [
         {"scenario": None},
         {"num_requests": 0},
+        {"num_requests": 10_000_001},
         {"replicas": 0},
         {"replicas": 1025},
         {"stale_s": 1e-15},

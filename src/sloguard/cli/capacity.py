@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sloguard import __version__
 from sloguard.cli.progress import plain_console
-from sloguard.cli.sim_options import STDOUT, SimOptions, save_json, with_options
+from sloguard.cli.sim_options import STDOUT, SimOptions, save_rows, with_options
 from sloguard.errors import SpecError
 from sloguard.report.capacity import bracket_text, capacity_report
 from sloguard.report.capacity_figure import capacity_figure, check_figure
@@ -80,7 +80,7 @@ def command(
     rows = [to_json(capacity, question) for capacity in capacities]
     for path in (json_file, out / RESULT_NAME if out else None):
         if path is not None:
-            save_json(path, {"rows": rows})
+            save_rows(path, rows)
     if figure:
         figure.write_bytes(capacity_figure(rows, figure.suffix))
     if json_file != STDOUT:
@@ -124,22 +124,71 @@ def _check_files(figure: Path | None, json_file: Path | None, out: Path | None, 
 
 def _known(log: JsonLog, specs: Sequence[SimSpec], question: Question, resume: bool) -> dict[tuple[str, float], Probe]:
     """What is on record of this very search; a new log gets its header. Raises SpecError where it was another."""
-    header = {
-        "sloguard": __version__,
-        "question": {**asdict(question), "rates": list(question.rates) if question.rates else None},
-        "rows": [spec.to_json() for spec in specs],
-    }
+    header = header_of(specs, question)
     if not log.exists():
         log.clear()
         log.append_header(header)
         return {}
-    recorded = log.header()
-    for name, mine in header.items():
-        if recorded.get(name) != mine:
-            fix = "Resume with the same options, or search in another directory."
-            raise SpecError("--resume", str(log.path.parent), f"holds a search with another {name}", fix)
+    check_same(log, header)
     probes = [Probe.from_json(record) for record in log.records()]
     return {(probe.row, probe.rate_per_gpu): probe for probe in probes}
+
+
+def header_of(specs: Sequence[SimSpec], question: Question) -> dict[str, Any]:
+    """All that the outcome depends on."""
+    return {
+        "sloguard": __version__,
+        "question": {**asdict(question), "rates": list(question.rates) if question.rates else None},
+        "rows": [spec.to_json() for spec in specs],
+    }
+
+
+def check_same(log: JsonLog, mine: Mapping[str, Any]) -> None:
+    """Raises SpecError, naming the first flag that the search on record had otherwise."""
+    recorded, out = log.header(), str(log.path.parent)
+    if (version := recorded.get("sloguard")) != mine["sloguard"]:
+        problem = f"the search in {out!r} is by sloguard {version}, this is {mine['sloguard']}"
+        raise SpecError("--resume", True, problem, "Finish it with that version, or choose another --out.")
+    theirs = _by_flag(recorded)
+    for flag, value in _by_flag(mine).items():
+        if (other := theirs.get(flag)) != value:
+            problem = f"the search in {out!r} has {'none' if other is None else repr(other)}"
+            with_that = "without" if other is None else "with that"
+            raise SpecError(flag, value, problem, f"Resume {with_that}, or choose another --out.")
+    if recorded != {**recorded, **mine}:  # a figure in its last digits
+        problem = f"the search in {out!r} is not quite the same"
+        raise SpecError("--resume", True, problem, "Repeat its command to the letter, or choose another --out.")
+
+
+def _by_flag(header: Mapping[str, Any]) -> dict[str, Any]:
+    """What a search was asked for, as flags have it; of rows that differ, each value once."""
+    question, rows = header["question"], header["rows"]
+    rates = question["rates"]
+    asked = {**question, "rates": ":".join(f"{rate:g}" for rate in rates) if rates else None}
+    for name in dict.fromkeys([*_TELLING, *rows[0]]):
+        values = list(dict.fromkeys(_as_given(name, row) for row in rows))
+        asked[_RENAMED.get(name, name)] = values[0] if len(values) == 1 else ",".join(map(str, values))
+    return {f"--{name.replace('_', '-')}": value for name, value in asked.items()}
+
+
+_TELLING = ("scenario", "trace", "policy", "pools", "router")  # what other fields of a row may follow from
+_RENAMED = {"link_bytes_s": "link_gb_s", "stale_s": "stale_ms"}
+
+
+def _as_given(name: str, row: Mapping[str, Any]) -> Any:
+    value = row[name]
+    match name:
+        case "policy" if row["pools"]:
+            return value.removesuffix(f" {row['pools']}")
+        case "link_bytes_s":
+            return value / 1e9
+        case "stale_s":
+            return value * 1000
+        case "speculation" if value:
+            step_s = value["step_s"]
+            step = [] if step_s is None else [f"{step_s * 1000:g}"]
+            return ":".join([f"{value['acceptance']:g}", str(value["max_draft_tokens"]), *step])
+    return value
 
 
 class _Live:
@@ -166,14 +215,14 @@ class _Live:
 
     def recorded(self, probes: int) -> None:
         if probes:
-            self._console.print(f"resuming after {probes} rates tried")
+            self._console.print(f"resuming after {_counted(probes)} tried")
 
     def probed(self, probe: Probe) -> None:
         self._probes += 1
         bound = "<=" if probe.ended_early else ""
         backlog = ", backlog" if probe.drained is False else ""
         last = f"{probe.row} at {probe.rate_per_gpu:.3g}/s a GPU: {bound}{probe.attainment:.1%} met{backlog}"
-        self._bar.update(self._task, description=f"{self._probes} rates tried | {last}")
+        self._bar.update(self._task, description=f"{_counted(self._probes)} tried | {last}")
 
     def found(self, capacity: Capacity) -> None:
         spec, at = capacity.spec, capacity.at_capacity
@@ -181,8 +230,12 @@ class _Live:
         bracket = bracket_text({"bracket": capacity.ends})
         self._console.print(
             f"{spec.workload:<14} {spec.policy.text:<24} {spec.router.text:<14} {capacity.per_gpu:8.3f} req/s a GPU  "
-            f"{bracket:<20} {met:<10} {len(capacity.probes)} rates",
+            f"{bracket:<20} {met:<10} {_counted(len(capacity.probes))}",
             highlight=False,
             markup=False,
         )
         self._bar.advance(self._task)
+
+
+def _counted(rates: int) -> str:
+    return "1 rate" if rates == 1 else f"{rates} rates"

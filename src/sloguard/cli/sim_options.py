@@ -6,13 +6,14 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from sloguard import __version__
 from sloguard.errors import SpecError
 from sloguard.report.files import write_text_atomic
 from sloguard.slo import TpotRule
@@ -100,6 +101,7 @@ class SimOptions:
         if len(set(pools)) < len(pools):
             raise SpecError("--pools", self.pools, "one is given twice", "Give each once.")
         routers = read_choices(self.router, "--router")
+        self._check_use()
         ways = [
             way
             for policy in read_choices(self.policy, "--policy")
@@ -110,6 +112,23 @@ class SimOptions:
             )
         ]
         return [base.for_row(scenario, *way) for scenario in self._scenarios() for way in ways]
+
+    def _check_use(self) -> None:
+        """Raises SpecError for a flag that is set and touches no row."""
+        policies = {policy.name for policy in read_choices(self.policy, "--policy")}
+        pooled, replicated = DISTSERVE in policies, policies != {DISTSERVE}
+        unpooled = ("no policy here has pools", "Drop it, or add the policy distserve.")
+        unreplicated = ("distserve has pools, not replicas", "Drop it, or add another policy.")
+        unrouted = ("one engine needs no router", "Drop it, or add --replicas 2.") if replicated else unreplicated
+        for flag, value, is_used, why in (
+            ("--pools", self.pools, pooled, unpooled),
+            ("--link-gb-s", self.link_gb_s, pooled, unpooled),
+            ("--replicas", self.replicas, replicated, unreplicated),
+            ("--router", self.router, replicated and self.replicas != 1, unrouted),
+            ("--stale-ms", self.stale_ms, replicated and self.replicas != 1, unrouted),
+        ):
+            if not is_used and value != getattr(type(self), flag.removeprefix("--").replace("-", "_")):
+                raise SpecError(flag, value, *why)
 
     def _scenarios(self) -> Sequence[str | None]:
         if self.scenario is None:
@@ -153,7 +172,9 @@ def _drafting(text: str | None) -> Drafting | None:
     return drafting
 
 
-def save_json(path: Path, data: dict[str, Any]) -> None:
+def save_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """As JSON that says by itself that nothing in it was measured."""
+    data = {"simulated": True, "version": __version__, "rows": rows}
     text = json.dumps(data, allow_nan=False, indent=1)
     if path == STDOUT:
         typer.echo(text)

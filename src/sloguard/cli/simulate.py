@@ -9,12 +9,12 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sloguard.cli.progress import plain_console
-from sloguard.cli.sim_options import STDOUT, SimOptions, save_json, with_options
+from sloguard.cli.sim_options import STDOUT, SimOptions, save_rows, with_options
 from sloguard.report.files import check_writable
 from sloguard.report.simulate import simulate_report
 from sloguard.sim.serve import Run
 from sloguard.study.sim_results import simulate_row
-from sloguard.study.simulation import check, notes_on, requests_of, run
+from sloguard.study.simulation import check, notes_on, requests_of, run, step_times
 from sloguard.workload.arrivals import SLOWEST_RATE, check_rate
 from sloguard.workload.scenarios import RATE_FLAG
 
@@ -55,9 +55,9 @@ def command(
                 progress.update(task, description=f"{spec.name}, seed {seed}")
                 runs.append(run(spec, requests_of(spec, rate, seed).requests, seed, timed=True))
                 progress.advance(task)
-            rows.append(simulate_row(spec, runs, rate))
+            rows.append({**simulate_row(spec, runs, rate), "step_times": step_times(spec)})
     if json_file is not None:
-        save_json(json_file, {"rows": rows})
+        save_rows(json_file, rows)
     if json_file != STDOUT:
         plain_console().print(simulate_report(rows, options.tpot_rule, notes_on(specs, rate)))
     return 0

@@ -28,6 +28,21 @@ def geometric_mean(values: Sequence[float]) -> float | None:
     return exp(sum(map(log, values)) / len(values)) if values and min(values) > 0 else None
 
 
+def mean_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The geometric mean of rates, `>=` where a bracket of them is open; `-` where there is none."""
+    mean = geometric_mean([row["capacity_per_gpu"] for row in rows])
+    return "-" if mean is None else f"{at_least(rows, '>= ')}{mean:.2f}"
+
+
+def at_least(rows: Sequence[Mapping[str, Any]], sign: str = ">=") -> str:
+    """The sign where a bracket is open: the rate is then a lower bound."""
+    return sign if any(row["bracket"][1] is None for row in rows) else ""
+
+
+def seeds_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    return "1 seed" if rows[0]["seeds"] == 1 else f"{rows[0]['seeds']} seeds"
+
+
 def capacity_title(rows: Sequence[Mapping[str, Any]]) -> str:
     """What the rates are of; where rows differ, of each kind."""
     first = rows[0]
@@ -40,7 +55,7 @@ def capacity_title(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def capacity_report(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> RenderableType:
-    first, series = rows[0], series_of(rows)
+    series = series_of(rows)
     scenarios = list(dict.fromkeys(row["scenario"] for row in rows))
     table = Table(title=capacity_title(rows), title_justify="left")
     table.add_column("scenario")
@@ -51,12 +66,9 @@ def capacity_report(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> 
         table.add_row(Text(scenario), *(_cell(one[scenario], best) for one in series.values()))
     if len(scenarios) > 1:
         table.add_section()
-        means = [geometric_mean([row["capacity_per_gpu"] for row in one.values()]) for one in series.values()]
-        table.add_row(MEAN, *("-" if mean is None else f"{mean:.2f}" for mean in means))
-    seeds = "1 seed" if first["seeds"] == 1 else f"{first['seeds']} seeds"
-    runs = f"Beside each rate the bracket that the search ended on; {seeds}."
-    is_open = any(row["bracket"][1] is None for row in rows)
-    above = [">=: no rate that was tried was too much; search higher with --rates."] if is_open else []
+        table.add_row(MEAN, *(mean_text(list(one.values())) for one in series.values()))
+    runs = f"Beside each rate the bracket that the search ended on; {seeds_text(rows)}."
+    above = [">=: no rate that was tried was too much; search higher with --rates."] if at_least(rows) else []
     return Group(table, *(Text(note, "dim") for note in (runs, *above, *notes)))
 
 

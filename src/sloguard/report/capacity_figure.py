@@ -9,10 +9,11 @@ import io
 from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from sloguard.errors import SpecError
-from sloguard.report.capacity import MEAN, capacity_title, geometric_mean, series_of
+from sloguard.report.capacity import MEAN, at_least, capacity_title, geometric_mean, seeds_text, series_of
 
 FORMATS = (".png", ".svg")
 # Okabe and Ito's colours, told apart by readers with any colour vision, and two greys; hatched when they come again.
@@ -20,6 +21,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F
 BAR_INCHES = 0.27  # wide enough for three digits above it, upright
 PAGE_INCHES, LEAST_INCHES = 13.0, 8.0  # the least holds the title
 GROUP_INCHES, LEGEND_LINE_INCHES = 2.6, 0.25
+LINE_INCHES, CHARACTERS_INCH = 0.18, 13  # of the title, at 10 points
 
 
 def check_figure(field: str, path: Path) -> None:
@@ -41,13 +43,15 @@ def capacity_figure(rows: Sequence[Mapping[str, Any]], suffix: str) -> bytes:
     page = max(LEAST_INCHES, width * columns)
     legend_columns = max(1, min(len(series), int(page / (0.09 * max(map(len, series)) + 0.5))))
     legend_inches = LEGEND_LINE_INCHES * ceil(len(series) / legend_columns)
-    figure = Figure(figsize=(page, GROUP_INCHES * lines + legend_inches + 0.4), layout="constrained")
+    title = [capacity_title(rows), *wrap(_made_by(rows), int(page * CHARACTERS_INCH))]
+    title_inches = LINE_INCHES * len(title) + 0.2
+    figure = Figure(figsize=(page, GROUP_INCHES * lines + legend_inches + title_inches), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).flatten().tolist()
     colours = [COLOURS[at % len(COLOURS)] for at in range(len(series))]
     hatches = ["///" * (at // len(COLOURS)) for at in range(len(series))]
-    for axes, (name, values) in zip(panels, groups.items(), strict=False):
+    for axes, (name, (values, labels)) in zip(panels, groups.items(), strict=False):
         bars = axes.bar(range(len(values)), values, 0.9, color=colours, hatch=hatches, edgecolor="white", linewidth=0)
-        axes.bar_label(bars, [f"{v:#.3g}".rstrip(".") for v in values], rotation=90, fontsize=8, padding=3)
+        axes.bar_label(bars, labels, rotation=90, fontsize=8, padding=3)
         axes.set_xlabel(name, fontsize=10)
         axes.set_xticks([])
         axes.set_xlim(-0.7, len(values) - 0.3)
@@ -58,7 +62,7 @@ def capacity_figure(rows: Sequence[Mapping[str, Any]], suffix: str) -> bytes:
         axes.set_axisbelow(True)
     for axes in panels[len(groups) :]:
         axes.set_visible(False)
-    figure.suptitle(capacity_title(rows), x=0.01, ha="left", fontsize=10)
+    figure.suptitle("\n".join(title), x=0.01, ha="left", fontsize=10)
     figure.legend(
         panels[0].containers[0],
         series,
@@ -74,10 +78,27 @@ def capacity_figure(rows: Sequence[Mapping[str, Any]], suffix: str) -> bytes:
     return picture.getvalue()
 
 
-def _groups(series: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, list[float]]:
-    """Rates by scenario, in order of the series, and their geometric means where there are several scenarios."""
+def _made_by(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Figures travel without their table: what a reader has to know of how the rates came about."""
+    sources = "; ".join(dict.fromkeys(row["step_times"] for row in rows))
+    return f"Simulated engines; {seeds_text(rows)}; step times: {sources}"
+
+
+def _groups(series: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, tuple[list[float], list[str]]]:
+    """Bars and what is written on them by scenario, in order of the series, and geometric means where there are several
+    scenarios. A mean that isn't defined has neither.
+    """
     scenarios = list(next(iter(series.values())))
-    groups = {name: [float(one[name]["capacity_per_gpu"]) for one in series.values()] for name in scenarios}
-    if len(groups) > 1:
-        groups[MEAN] = [geometric_mean(values) or 0.0 for values in zip(*groups.values(), strict=True)]
+    shown = {name: [[one[name]] for one in series.values()] for name in scenarios}
+    if len(scenarios) > 1:
+        shown[MEAN] = [list(one.values()) for one in series.values()]
+    groups: dict[str, tuple[list[float], list[str]]] = {}
+    for name, bars in shown.items():
+        rates = [[float(row["capacity_per_gpu"]) for row in rows] for rows in bars]
+        values = [rate[0] if len(rate) == 1 else geometric_mean(rate) for rate in rates]
+        labels = [
+            "" if value is None else at_least(rows) + f"{value:#.3g}".rstrip(".")
+            for value, rows in zip(values, bars, strict=True)
+        ]
+        groups[name] = [value or 0.0 for value in values], labels
     return groups

@@ -24,12 +24,12 @@ from sloguard.sched.pb_star import Tiers
 from sloguard.sched.policy import Speculation
 
 LONGEST = 10
-ROUNDING = 1e-9  # ceil(log ratio) of an exact power must not jump to the next length
+ROUNDING = 1e-9  # ceil(log ratio) of an exact power must not jump to the next length; so near, alpha is 1
 
 
 def accepted(verified: int, alpha: float) -> float:
     """Acc: expected tokens of a verification of `verified` tokens."""
-    return float(verified) if alpha >= 1 else (1 - alpha**verified) / (1 - alpha)
+    return float(verified) if alpha >= 1 - ROUNDING else (1 - alpha**verified) / (1 - alpha)
 
 
 def draft_tiers(
@@ -65,7 +65,7 @@ def draft_tiers(
 
 def _needed(tpot_s: float, bottleneck_tpot_s: float, length: int, alpha: float) -> int:
     """sl_k that keeps up with a bottleneck of this length; more than `LONGEST` where none does."""
-    if alpha >= 1:
+    if alpha >= 1 - ROUNDING:
         return max(1, ceil(length * bottleneck_tpot_s / tpot_s - ROUNDING))
     power = (tpot_s - bottleneck_tpot_s + alpha**length * bottleneck_tpot_s) / tpot_s
     if power >= alpha:

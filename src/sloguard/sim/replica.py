@@ -30,6 +30,7 @@ from sloguard.sched.lengths import Lengths, Oracle
 from sloguard.sched.plan import Plan
 from sloguard.sched.policy import Limits, Policy, Speculation, View
 from sloguard.sim.kernel import Kernel
+from sloguard.sim.plan_check import Checked
 
 OnTokens = Callable[[list[Job], list[float]], None]
 OnDecline = Callable[[Job], None]
@@ -125,6 +126,7 @@ class Replica:
         if kv.capacity_tokens < limits.max_model_len:
             raise ValueError(f"{kv.capacity_tokens} KV tokens can't hold one sequence of {limits.max_model_len}")
         self.kernel, self.policy, self.limits, self.kv = kernel, policy, limits, kv
+        self._check = policy.check if isinstance(policy, Checked) else None
         self.batch_time = batch_time
         self.predicted = predicted
         self.lengths: Lengths = lengths or Oracle()
@@ -225,13 +227,16 @@ class Replica:
             self.lengths,
             self._drafts.view() if self._drafts else None,
         )
-        stopwatch = self._planner.stopwatch
+        stopwatch, taken_s = self._planner.stopwatch, 0.0
         if stopwatch is None:
-            return self.policy.plan(self.kernel.now_s, view), 0.0
-        begun_s = stopwatch()
-        plan = self.policy.plan(self.kernel.now_s, view)
-        taken_s = stopwatch() - begun_s
-        self.stats.plan_s.append(taken_s)
+            plan = self.policy.plan(self.kernel.now_s, view)
+        else:
+            begun_s = stopwatch()
+            plan = self.policy.plan(self.kernel.now_s, view)
+            taken_s = stopwatch() - begun_s
+            self.stats.plan_s.append(taken_s)
+        if self._check:
+            self._check(self.kernel.now_s, plan, view, self.running, self.waiting)
         return plan, taken_s if self._planner.charged else 0.0
 
     def _apply(self, plan: Plan) -> None:

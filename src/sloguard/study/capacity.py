@@ -24,7 +24,7 @@ from typing import Any
 from sloguard.errors import LogError, WorkerLost
 from sloguard.sim.capacity import Bracket, Misses, allowed_misses, drained, search
 from sloguard.study.sim_spec import SimSpec
-from sloguard.study.simulation import first_guess, requests_of, run
+from sloguard.study.simulation import first_guess, requests_of, run, step_times
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -220,6 +220,7 @@ def to_json(capacity: Capacity, question: Question) -> dict[str, Any]:
         "scenario": spec.workload,
         "engines": spec.engines,
         "gpus": spec.gpus,
+        "step_times": step_times(spec),
         "seeds": question.seeds,
         "target": question.target,
         "capacity_per_gpu": capacity.per_gpu,

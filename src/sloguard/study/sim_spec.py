@@ -15,6 +15,7 @@ from sloguard.trial import Value
 
 DISTSERVE = "distserve"  # a deployment rather than a policy: vLLM's, on engines that prefill and engines that decode
 MAX_ENGINES = 1024
+MAX_REQUESTS = 10_000_000  # of a run: they are all held in memory
 LEAST_STALE_MS = 0.001  # far below a step; an instant too short to tell from now would never pass
 LENGTHS = ("quantile", "oracle", "mean")
 
@@ -105,9 +106,17 @@ class SimSpec:
         """The same with another workload, policy and router; options of the policy that are the engine's apply."""
         own, engine = policy.without(ENGINE_OPTIONS)
         if pools:
-            own = replace(own, text=f"{own.text} {pools}")
-        row = replace(self, scenario=scenario, policy=own, router=router, pools=pools, **_typed(policy, engine))
-        row.check()
+            own = replace(own, text=f"{own.text} {pools}", written=own.text)
+        plain = replace(self, scenario=scenario, policy=own, router=router, pools=pools)
+        row = replace(plain, **_typed(policy, engine))
+        try:
+            row.check()
+        except SpecError as error:
+            if not engine:
+                raise
+            plain.check()  # if the flags are right by themselves, it is the policy's options that are not
+            problem = f"{error.field.removeprefix('--').replace('-', '_')} = {error.value!r}: {error.problem}"
+            raise SpecError("--policy", policy.text, problem, error.fix) from error
         return row
 
     def check(self) -> None:
@@ -115,7 +124,7 @@ class SimSpec:
         if (self.scenario or self.trace) is None:
             raise SpecError("--scenario", None, "nothing to serve", "Name a scenario, or give a --trace FILE.")
         for field, value, low, high, takes in (
-            ("--num-requests", self.num_requests, 1, inf, "a positive number"),
+            ("--num-requests", self.num_requests, 1, MAX_REQUESTS, f"a number from 1 to {MAX_REQUESTS}"),
             ("--replicas", self.replicas, 1, MAX_ENGINES, f"a number from 1 to {MAX_ENGINES}"),
             ("--tensor-parallel", self.tensor_parallel, 1, inf, "a positive number of GPUs"),
             ("--max-num-batched-tokens", self.max_num_batched_tokens, 1, inf, "a positive number"),

@@ -14,7 +14,7 @@ from sloguard.engine.simulated import SimulatedEngine
 from sloguard.errors import SpecError
 from sloguard.perf.batch_time import Batch, BatchTime
 from sloguard.perf.coefficients import batch_time, coefficients_for
-from sloguard.perf.gpus import GIB, gpu_named
+from sloguard.perf.gpus import gpu_named
 from sloguard.perf.online import OnlineTime
 from sloguard.request import Request, Timeline
 from sloguard.rng import stream
@@ -24,14 +24,16 @@ from sloguard.sched.lengths import Lengths, Mean, Oracle, Quantile
 from sloguard.sched.policy import POLICIES, Policy, Speculation
 from sloguard.sim.cluster import MakeReplica
 from sloguard.sim.kernel import Kernel
-from sloguard.sim.memory import memory_of
+from sloguard.sim.memory import Memory, gib, memory_of
 from sloguard.sim.noise import jitter
+from sloguard.sim.plan_check import make_checked
 from sloguard.sim.pools import Link, Pools, whole_prompts
 from sloguard.sim.replica import OnDecline, OnTokens, Planner, Replica
 from sloguard.sim.serve import Run, serve, simulate_cluster
 from sloguard.sim.settings import Settings, read_settings
 from sloguard.slo import NO_SLO
-from sloguard.study.sim_spec import DISTSERVE, SimSpec
+from sloguard.study.choice import Choice
+from sloguard.study.sim_spec import DISTSERVE, ENGINE_OPTIONS, SimSpec
 from sloguard.workload.scenarios import RATE_FLAG, Traced, resolve_slos, scenario_requests, trace_requests
 
 ANY_RATE = 1.0  # requests/s, where it doesn't matter when requests come; lengths alone have no rate of their own
@@ -81,9 +83,7 @@ def machine_of(spec: SimSpec) -> Machine:
         settings = replace(settings, max_num_seqs=min(settings.max_num_seqs, settings.max_num_batched_tokens))
     memory = memory_of(settings, model, gpu, tp, 0)
     if memory.kv_longest > memory.kv:
-        room = f"{max(0, memory.kv) / GIB:.2f} GiB of KV memory on {tp} x {gpu.name}"
-        problem = f"{room} can't hold one sequence of {longest} tokens"
-        raise SpecError("--model", model.name, problem, "Take a larger GPU or --tensor-parallel, or a --max-model-len.")
+        raise SpecError("--model", model.name, *_too_small(memory, settings, f"{tp} x {gpu.name}"))
     time = batch_time(
         model,
         gpu,
@@ -99,6 +99,22 @@ def machine_of(spec: SimSpec) -> Machine:
         memory.kv_block / settings.block_size,
         coefficients_for(model, gpu, tp).source,
     )
+
+
+def _too_small(memory: Memory, settings: Settings, gpus: str) -> tuple[str, str]:
+    """What fills a GPU's memory, and what to do."""
+    larger = "Take a larger GPU or --tensor-parallel"
+    if memory.weights >= memory.budget:
+        problem = f"its weights alone take {gib(memory.weights)} GiB a GPU on {gpus}, of {gib(memory.budget)} usable"
+        return problem, f"{larger}."
+    if memory.kv <= 0:
+        step = f"{settings.max_num_batched_tokens} tokens and {settings.max_num_seqs} sequences"
+        left = memory.budget - memory.weights
+        taken = f"a step of {step}, graphs and workspaces take {gib(left - memory.kv)} GiB"
+        problem = f"{taken} on {gpus}, where its weights leave {gib(left)}"
+        return problem, f"{larger}, or fewer --max-num-batched-tokens or --max-num-seqs."
+    room = f"{gib(memory.kv)} GiB of KV memory on {gpus}"
+    return f"{room} can't hold one sequence of {settings.max_model_len} tokens", f"{larger}, or a --max-model-len."
 
 
 def _with_drafts(time: BatchTime, spec: SimSpec) -> BatchTime:
@@ -209,27 +225,52 @@ def check_search(spec: SimSpec) -> None:
             raise
         problem = "it offers all at once, so there is no rate to search"
         raise SpecError("--trace", spec.trace, problem, "Give a trace that lasts, or lengths alone.") from error
+    if (spec.scenario is None or spec.best_effort_share) and _promises_nothing(requests_of(spec, ANY_RATE, 0)):
+        problem = "promises nothing, so every rate passes"
+        if spec.trace:
+            raise SpecError("--trace", spec.trace, problem, "Add --scenario S for S's promises.")
+        raise SpecError("--best-effort-share", spec.best_effort_share, problem, "Give less.")
+
+
+def step_times(spec: SimSpec) -> str:
+    """Where they come from."""
+    return machine_of(spec).source
 
 
 def notes_on(specs: Sequence[SimSpec], rate: float | None = None) -> list[str]:
     """What a reader of the figures has to know of how they came about."""
     notes = ["Simulated engines: figures are a model's, times are virtual."]
-    notes += [f"Step times: {machine_of(spec).source}." for spec in specs]
+    notes += [f"Step times: {step_times(spec)}." for spec in specs]
     for spec in specs:
         asked = requests_of(spec, rate, 0)
         if asked.dropped:
             longest = machine_of(spec).settings.max_model_len
             dropped = f"{asked.dropped} of {spec.trace} (over {longest} tokens)"
             notes.append(f"Requests that are too long and left out: {dropped}.")
-        if all(stage.slo == NO_SLO for request in asked.requests for stage in request.stages):
+        if _promises_nothing(asked):
             notes.append(f"No request of {spec.workload} is promised anything: each that completes counts as kept.")
     return list(dict.fromkeys(notes))
+
+
+def _promises_nothing(asked: Traced) -> bool:
+    return all(stage.slo == NO_SLO for request in asked.requests for stage in request.stages)
+
+
+def _policy(choice: Choice) -> Policy:
+    """One of the table as it is, or the user's own under watch: its plans raise PolicyError where they break a rule."""
+
+    def make() -> Policy:
+        return choice.make(NAMES, "--policy", "plan", elsewhere=ENGINE_OPTIONS)
+
+    if choice.name in NAMES:
+        return make()
+    return make_checked(make, choice.name.partition(":")[0], f"--policy {choice.text}")
 
 
 def _replica(
     spec: SimSpec, machine: Machine, seed: int, number: int, *, timed: bool, only_prefill: bool
 ) -> MakeReplica:
-    policy: Policy = spec.policy.make(NAMES, "--policy", "plan")
+    policy = _policy(spec.policy)
     settings, drafting = machine.settings, spec.speculation
     kv = KvCache(machine.kv_blocks, settings.block_size, settings.enable_prefix_caching)
 
