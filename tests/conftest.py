@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,11 @@ from hypothesis import HealthCheck, settings
 from demo_model import demo_model_tool
 from paths import REPO
 
-# Nothing here may fail because the machine is busy.
-settings.register_profile("sloguard", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# Nothing here may fail because the machine is busy, nor a change in CI for an example that it has not to do with: new
+# examples are looked for where a developer runs the tests.
+settings.register_profile(
+    "sloguard", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+)
 settings.load_profile("sloguard")
 
 

@@ -48,7 +48,7 @@ def test_promises_are_those_of_the_paper():
 
 
 @settings(max_examples=30)
-@given(APPS, st.integers(1, 60), st.integers(1, 60), st.none() | st.integers(1000, 9000), st.integers(0, 99))
+@given(APPS, st.integers(1, 60), st.integers(1, 60), st.none() | st.integers(1500, 9000), st.integers(0, 99))
 def test_requests_fit_their_limit_and_a_longer_run_begins_with_the_shorter(app, n, more, limit, seed):
     requests = draw(app, n + more, limit, seed)
     assert requests[:n] == draw(app, n, limit, seed)
