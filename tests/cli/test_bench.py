@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,6 +71,26 @@ def test_json_holds_settings_summary_notes_and_every_request(tmp_path: Path):
     assert server.load[0].headers["authorization"] == f"Bearer {key}"
     assert key not in out.read_text() + done.stdout + done.stderr
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_each_request_can_tell_the_server_its_own_promise():
+    classes = ("--slo-class", "chat:0.5:ttft=400,tpot=50", "--slo-class", "rest:0.5")
+    with FakeServer() as server:
+        done = bench(server, *FIXED, *classes, "--send-slos", "--json", "-")
+    data = json.loads(done.stdout)
+    assert data["settings"]["send_slos"] is True
+    told = [seen.body["vllm_xargs"] for seen in server.load]
+    expected = {"chat": {"slo_ttft_ms": 400.0, "slo_tpot_ms": 50.0}, "rest": {"slo_class": "best-effort"}}
+    counted = Counter(row["slo_class"] for row in data["requests"])
+    for name, fields in expected.items():
+        assert told[4:].count(fields) == counted[name] > 0  # after the warm-up, which is told, too
+    assert all(fields in expected.values() for fields in told)
+
+
+def test_nothing_is_told_unless_asked():
+    with FakeServer() as server:
+        bench(server, *FIXED, "--slo", "ttft=400")
+    assert not any("vllm_xargs" in seen.body for seen in server.seen)
 
 
 def test_json_on_stdout_is_json_alone():
@@ -136,6 +157,8 @@ def test_a_server_that_is_not_there_is_one_line_and_exit_code_2():
         ({"slo_class": ["a:half:ttft=1"]}, "--slo-class"),
         ({"slo_class": [":1:ttft=1"]}, "--slo-class"),
         ({"slo_class": ["a:0.5:ttft=1"]}, "sum to 1"),
+        ({"send_slos": True}, "--send-slos.*promised"),
+        ({"send_slos": True, "slo": ["ttft=1", "e2el=9"]}, "--send-slos.*e2el"),
         ({"request_rate": -1.0}, "--request-rate"),
         ({"request_rate": float("nan")}, "--request-rate"),
         ({"num_requests": 0}, "--num-requests"),

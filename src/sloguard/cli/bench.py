@@ -14,9 +14,11 @@ import typer
 from rich.console import Console
 
 from sloguard import __version__
-from sloguard.cli.options import api_key_from
+from sloguard.cli.options import api_key_from, read_slo
 from sloguard.errors import SpecError
 from sloguard.load.drive import offer
+from sloguard.load.promises import promise_fields
+from sloguard.load.prompts import no_extra
 from sloguard.load.target import Api, Target
 from sloguard.metrics import Summary, summarise
 from sloguard.report.bench import bench_report, client_limited_text, to_json
@@ -24,13 +26,12 @@ from sloguard.report.files import check_writable, write_text_atomic
 from sloguard.report.live import live_progress
 from sloguard.report.vllm_json import to_vllm_json
 from sloguard.request import Request
-from sloguard.slo import NO_SLO, StageSLO, TpotRule
+from sloguard.slo import NO_SLO, TpotRule
 from sloguard.workload.arrivals import Constant, Gamma
 from sloguard.workload.scenarios import SloClass, build_requests
 
 EXIT_NOTHING_COMPLETED = 1
 STDOUT = Path("-")
-LIMITS = ("ttft", "tpot", "e2el")
 
 
 def command(
@@ -55,6 +56,12 @@ def command(
         list[str] | None,
         typer.Option(metavar="NAME:SHARE:METRIC=MS,...", help="Promise to a share of the requests; shares sum to 1."),
     ] = None,
+    send_slos: Annotated[
+        bool,
+        typer.Option(
+            "--send-slos", help="Tell the server each request's own ttft and tpot, for its scheduler to keep."
+        ),
+    ] = False,
     tpot_rule: Annotated[TpotRule, typer.Option(help="How a token pace is judged.")] = TpotRule.MEAN,
     api: Annotated[str, typer.Option(help="completions | chat.")] = "completions",
     api_key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the API key.")] = None,
@@ -87,6 +94,8 @@ def command(
     )
     _check_files(json_file, save_vllm_json)
     promised = any(stage.slo != NO_SLO for request in requests for stage in request.stages)
+    if send_slos:
+        _check_sendable(requests, promised=promised)
     to_stdout = STDOUT in (json_file, save_vllm_json)
     progress_console = Console(stderr=True, quiet=to_stdout)
     started = datetime.now()
@@ -97,6 +106,7 @@ def command(
             seed=seed,
             request_timeout_s=timeout,
             warmup=warmup,
+            extra=promise_fields if send_slos else no_extra,
             on_progress=None if to_stdout else on_progress,
         )
     summary = summarise(offered.timelines, tpot_rule)
@@ -116,6 +126,7 @@ def command(
             "burstiness": _rate_json(burstiness),
             "slo": slo or [],
             "slo_class": slo_class or [],
+            "send_slos": send_slos,
             "tpot_rule": tpot_rule.value,
             "seed": seed,
             "warmup": warmup,
@@ -134,6 +145,15 @@ def command(
         )
         _save(save_vllm_json, fields)
     return 0 if summary.completed else EXIT_NOTHING_COMPLETED
+
+
+def _check_sendable(requests: Sequence[Request], *, promised: bool) -> None:
+    """Raises SpecError where there is no promise to send, or one that can't be."""
+    if not promised:
+        raise SpecError("--send-slos", "nothing", "no request is promised anything", "Add --slo or --slo-class.")
+    for request in requests:
+        for stage in range(len(request.stages)):
+            promise_fields(request, stage)
 
 
 def _check_files(json_file: Path | None, save_vllm_json: Path | None) -> None:
@@ -200,7 +220,7 @@ def _classes(slos: Sequence[str], classes: Sequence[str]) -> tuple[SloClass, ...
     if slos and classes:
         raise SpecError("--slo", " ".join(slos), "and --slo-class exclude each other", "Give one of them.")
     if slos:
-        return (SloClass("default", 1.0, _slo("--slo", ",".join(slos))),)
+        return (SloClass("default", 1.0, read_slo("--slo", ",".join(slos))),)
     return tuple(_class(text) for text in classes)
 
 
@@ -214,22 +234,4 @@ def _class(text: str) -> SloClass:
         raise SpecError("--slo-class", text, "has no share", fix) from None
     if not name:
         raise SpecError("--slo-class", text, "has no name", fix)
-    return SloClass(name, share, _slo("--slo-class", limits) if limits else NO_SLO)
-
-
-def _slo(flag: str, text: str) -> StageSLO:
-    """`ttft=500,tpot=50` in milliseconds."""
-    limits_s: dict[str, float] = {}
-    fix = "Write e.g. ttft=500, tpot=50 or e2el=10000, in milliseconds."
-    for pair in text.split(","):
-        metric, _, value = pair.partition("=")
-        metric = metric.strip().lower()
-        if metric not in LIMITS or metric in limits_s:
-            raise SpecError(flag, pair, f"{metric!r} is no metric or is given twice", fix)
-        try:
-            limits_s[metric] = float(value) / 1000
-        except ValueError:
-            raise SpecError(flag, pair, f"{value!r} is not a number", fix) from None
-        if not 0 < limits_s[metric] < math.inf:
-            raise SpecError(flag, pair, "not a positive number of milliseconds", fix)
-    return StageSLO(limits_s.get("ttft"), limits_s.get("tpot"), limits_s.get("e2el"))
+    return SloClass(name, share, read_slo("--slo-class", limits) if limits else NO_SLO)

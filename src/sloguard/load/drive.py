@@ -14,7 +14,7 @@ import numpy as np
 from sloguard.errors import SpecError
 from sloguard.load.client import SPARE_CONNECTIONS, Client, Exchange
 from sloguard.load.preflight import Unavailable, answer_text, preflight
-from sloguard.load.prompts import render_stages
+from sloguard.load.prompts import Extra, no_extra, render_stages
 from sloguard.load.target import Abilities, Target
 from sloguard.load.tokens import Counting
 from sloguard.request import End, Request, Timeline
@@ -60,6 +60,7 @@ def offer(
     request_timeout_s: float = 60.0,
     deadline_s: float | None = None,
     warmup: int = 0,
+    extra: Extra = no_extra,
     on_progress: OnProgress | None = None,
     abort_when: Callable[[], bool] | None = None,
 ) -> Offered:
@@ -67,7 +68,8 @@ def offer(
 
     A request that is not answered `request_timeout_s` after it was sent ends TIMED_OUT. At `deadline_s` after the
     start, what is under way ends TIMED_OUT and what was not sent CANCELLED. `warmup` requests like the first ones,
-    with prompts of their own, are answered before the start and left out. `on_progress` is called twice a second.
+    with prompts of their own, are answered before the start and left out. `extra` adds fields to the bodies of both
+    (`promise_fields` of load/promises.py, for example). `on_progress` is called twice a second.
 
     `abort_when` says that the server is the caller's own and has died: what is unfinished ends FAILED. With it, a
     server that does not answer at all gives FAILED timelines too; without it, that is a SpecError naming the URL.
@@ -84,8 +86,8 @@ def offer(
             return Offered(tuple(_unsent(r, End.FAILED, f"the server {reason}") for r in requests), ())
         if warmup:
             warm = [_warmup_request(requests[i % len(requests)], i) for i in range(warmup)]
-            _Run(client, _jobs(target, abilities, warm, seed), request_timeout_s, None, None, abort_when).go()
-        jobs = _jobs(target, abilities, requests, seed)
+            _Run(client, _jobs(target, abilities, warm, seed, extra), request_timeout_s, None, None, abort_when).go()
+        jobs = _jobs(target, abilities, requests, seed, extra)
         with _collector_paused():
             _prewarm(client, [r.arrival_s for r in requests])
             _Run(client, jobs, request_timeout_s, deadline_s, on_progress, abort_when).go()
@@ -130,8 +132,8 @@ def _unsent(request: Request, end: End, error: str) -> Timeline:
     return Timeline(request, request.arrival_s, None, np.empty(0), end, error)
 
 
-def _jobs(target: Target, abilities: Abilities, requests: Iterable[Request], seed: int) -> list[_Job]:
-    return [_Job(request, render_stages(target, abilities, request, seed)) for request in requests]
+def _jobs(target: Target, abilities: Abilities, requests: Iterable[Request], seed: int, extra: Extra) -> list[_Job]:
+    return [_Job(request, render_stages(target, abilities, request, seed, extra)) for request in requests]
 
 
 def _warmup_request(like: Request, number: int) -> Request:

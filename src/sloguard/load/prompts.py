@@ -10,6 +10,7 @@ model's answers stood, so that the bytes don't depend on the answers) and its ow
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,14 +37,24 @@ teacher force education
 WORDS = np.array(_COMMON.split())
 
 
-def render_stages(target: Target, abilities: Abilities, request: Request, seed: int) -> tuple[bytes, ...]:
-    """One HTTP request for each stage, complete with its head."""
+Extra = Callable[[Request, int], Mapping[str, Any]]  # body fields of a request's stage, given the stage's index
+
+
+def no_extra(_request: Request, _stage: int) -> Mapping[str, Any]:
+    return {}
+
+
+def render_stages(
+    target: Target, abilities: Abilities, request: Request, seed: int, extra: Extra = no_extra
+) -> tuple[bytes, ...]:
+    """One HTTP request for each stage, complete with its head. What `extra` gives is added to the body."""
     turns = _draw_turns(request, seed, len(WORDS) if target.api == "chat" else END_ID - FIRST_ID)
     payloads: list[bytes] = []
     for index, stage in enumerate(request.stages):
         asked = turns[: 2 * index + 1]
         prompt = _chat(asked) if target.api == "chat" else _completion(asked)
         options = {"model": target.model, **length_options(abilities, stage.output_tokens), **stream_options(abilities)}
+        options |= extra(request, index)
         body = prompt + b"," + json.dumps(options, separators=(",", ":")).encode()[1:]
         payloads.append(render_request("POST", target.path, target.headers(), body))
     return tuple(payloads)
