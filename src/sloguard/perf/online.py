@@ -61,6 +61,11 @@ class OnlineTime:
         self._quantile += step * (QUANTILE if off > self._quantile else QUANTILE - 1)
         self._scatter += weight * (abs(clipped) - self._scatter)
 
+    def start_from(self, prior: StepTime) -> None:
+        """Another prior, which is not off as far as is known; the margin stays."""
+        self.prior = prior
+        self._bias, self._factor = 0.0, 1.0
+
     def seconds(self, batch: Batch) -> float:
         return self._factor * self.prior.seconds(batch)
 

@@ -47,6 +47,7 @@ class Job:
     generated_tokens: int = 0
     evictions: int = 0
     first_token_s: float | None = None
+    paced_from: tuple[float, int] | None = None  # an instant, and the tokens there were: `tpot_s` counts from there on
 
     def __post_init__(self) -> None:
         self.stream = self.stream or self.id
@@ -79,5 +80,8 @@ class Job:
             return self.ttft_due_s
         if self.tpot_s is None:
             return float("inf")
+        if self.paced_from is not None:
+            from_s, tokens = self.paced_from
+            return from_s + (self.generated_tokens - tokens + 1) * self.tpot_s
         start_s = self.first_token_s if self.ttft_s is None else max(self.arrival_s + self.ttft_s, self.first_token_s)
         return start_s + self.generated_tokens * self.tpot_s

@@ -119,5 +119,23 @@ class Mean(Quantile):
         return self.mean_tokens(job)
 
 
+class AtMost:
+    """`guess`, but no answer is guessed to be longer than the job may be: `output_tokens` is its limit here
+    (`max_tokens` of a request), not its length.
+    """
+
+    def __init__(self, guess: Lengths) -> None:
+        self._guess = guess
+
+    def output_tokens(self, job: Job) -> int:
+        return min(self._guess.output_tokens(job), max(job.output_tokens, job.generated_tokens + 1))
+
+    def mean_tokens(self, job: Job) -> int:
+        return min(self._guess.mean_tokens(job), max(job.output_tokens, job.generated_tokens + 1))
+
+    def finished(self, job: Job) -> None:
+        self._guess.finished(job)
+
+
 def _keys(job: Job) -> tuple[Hashable, Hashable, Hashable]:
     return (job.app, job.prompt_tokens.bit_length()), job.app, ()

@@ -21,7 +21,8 @@ LEAST_CHUNK_TOKENS = 16  # a smaller piece of a prompt is not worth its place in
 
 
 class Patience:
-    def __init__(self) -> None:
+    def __init__(self, share: float = SHARE) -> None:
+        self._share = share
         self._ttfts_s: deque[float] = deque(maxlen=LATEST)
 
     def see(self, new: Iterable[Job]) -> None:
@@ -33,4 +34,4 @@ class Patience:
         if not self._ttfts_s:
             return inf
         step_s = time.seconds(Batch(((LEAST_CHUNK_TOKENS, 0),), decodes, kv_tokens))
-        return max(SHARE * median_high(self._ttfts_s), LEAST_STEPS * step_s)
+        return max(self._share * median_high(self._ttfts_s), LEAST_STEPS * step_s)

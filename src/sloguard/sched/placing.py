@@ -17,9 +17,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from sloguard.errors import SpecError
 from sloguard.sched.job import Job
-from sloguard.sched.kv import KvCache
 from sloguard.sched.plan import Plan
-from sloguard.sched.policy import View
+from sloguard.sched.policy import Kv, View
 
 NEVER_S, FOREVER_S = float("-inf"), float("inf")
 
@@ -192,7 +191,7 @@ class PromptWork:
     def __init__(self) -> None:
         self._known: dict[tuple[str, int], int] = {}
 
-    def of(self, waiting: Collection[Job], kv: KvCache) -> dict[str, int]:
+    def of(self, waiting: Collection[Job], kv: Kv) -> dict[str, int]:
         """By id. What was known of jobs that wait no longer is forgotten."""
         old = self._known
         self._known = {

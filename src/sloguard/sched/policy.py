@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from sloguard.perf.batch_time import StepTime
 from sloguard.sched.job import Job
-from sloguard.sched.kv import KvCache
 from sloguard.sched.lengths import Lengths
 from sloguard.sched.plan import Plan
 
@@ -38,6 +37,58 @@ class Speculation:
     acceptance: float
 
 
+class Kv(Protocol):
+    """KV memory as a policy plans in it: block by block in the simulator (kv.py), by counts inside an engine that keeps
+    the blocks itself (counted_kv.py).
+    """
+
+    @property
+    def blocks(self) -> int: ...
+    @property
+    def block_tokens(self) -> int: ...
+    @property
+    def free_blocks(self) -> int: ...
+    @property
+    def capacity_tokens(self) -> int: ...
+
+    def held_blocks(self, job: Job) -> int:
+        """Blocks of a running job; some may be shared with others."""
+        ...
+
+    def cached_tokens(self, job: Job) -> int:
+        """Tokens of a waiting job that needn't be computed, never its last known one."""
+        ...
+
+    def admit(self, job: Job, cached_tokens: int, tokens: int, *, whole: bool = True, spare_blocks: int = 0) -> bool:
+        """Takes `cached_tokens` (as `cached_tokens(job)` said) from the cache and room for `tokens` more.
+
+        With `whole`, only if all known tokens of the job would fit (vLLM's `scheduler_reserve_full_isl`), and only if
+        `spare_blocks` then stay free. False, and nothing has changed, where memory does not suffice.
+        """
+        ...
+
+    def fits_without(
+        self,
+        job: Job,
+        cached_tokens: int,
+        tokens: int,
+        gone: Iterable[Job],
+        *,
+        whole: bool = True,
+        spare_blocks: int = 0,
+    ) -> bool:
+        """Whether `admit` would succeed after the release of `gone`. Nothing changes."""
+        ...
+
+    def grow(self, job: Job, tokens: int) -> bool:
+        """Room for `tokens` beyond the computed ones of a running job. False, and nothing has changed, without it."""
+        ...
+
+    def release(self, job: Job) -> None:
+        """The job leaves memory."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """What a policy sees. `running` in order of admission, `waiting` in order of the queue.
@@ -49,7 +100,7 @@ class View:
 
     running: Sequence[Job]
     waiting: Collection[Job]
-    kv: KvCache
+    kv: Kv
     limits: Limits
     time: StepTime
     lengths: Lengths

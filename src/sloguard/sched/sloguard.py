@@ -22,11 +22,13 @@ from math import inf
 
 import numpy as np
 
+from sloguard.errors import SpecError
 from sloguard.perf.batch_time import Batch
 from sloguard.sched.dynamic_batch import KEPT_SHARE, MARGIN, SCARCE, DynamicBatch, share_of, tiers_of
 from sloguard.sched.job import Job, Tier
 from sloguard.sched.memory_ahead import MemoryAhead, Row
 from sloguard.sched.outlook import Outlook
+from sloguard.sched.patience import SHARE as PATIENCE
 from sloguard.sched.patience import Patience
 from sloguard.sched.pb_star import Tiers
 from sloguard.sched.plan import Plan
@@ -43,15 +45,30 @@ LEAST_DECODES = 8  # from which on that of a decode is
 
 
 class Sloguard:
-    """Ablations: without `shed` prompts wait in order of deadline until they are late; without `speculation` nothing is
-    drafted.
+    """How daring it is: `busy` is the share of the time that promised decodes may take, `full` that of memory that
+    promises may be expected to fill at their peak, `patience` the share of the usual TTFT that a batch may take.
+
+    Ablations: without `shed` prompts wait in order of deadline until they are late; without `speculation` nothing is
+    drafted. Raises SpecError for shares that are none.
     """
 
-    def __init__(self, *, shed: bool = True, speculation: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        shed: bool = True,
+        speculation: bool = True,
+        busy: float = BUSY,
+        full: float = FULL,
+        patience: float = PATIENCE,
+    ) -> None:
+        for name, share, most in (("busy", busy, 1.0), ("full", full, 2.0), ("patience", patience, 1.0)):
+            if not 0 < share <= most:
+                raise SpecError(name, share, "is no such share", f"Give more than 0, and {most:g} at most.")
         self.shed, self.speculation = shed, speculation
+        self._busy, self._full = busy, full
         self._undecided: set[str] = set()
         self._pace_s = inf
-        self._patience = Patience()
+        self._patience = Patience(patience)
         self._scarce = False
         self._outlook = Outlook(cautious=False)
 
@@ -88,7 +105,7 @@ class Sloguard:
     def _hopeless(self, view: View, scene: Scene) -> tuple[str, ...]:
         """Sets jobs aside whose pace no engine step could keep; returns those for another replica to try."""
         step_s = view.time.seconds(Batch((), 1, 1)) * MARGIN
-        hopeless = [job for job in scene.new if step_s > BUSY * pace_of_s(job)]
+        hopeless = [job for job in scene.new if step_s > self._busy * pace_of_s(job)]
         for job in hopeless:
             scene.new.remove(job)
             if not job.hops_left:
@@ -117,13 +134,13 @@ class Sloguard:
         in_time.sort()
         gone = self._shed(view, scene, in_time, costs, pace_s) if self.shed else set[str]()
         load, tightest_s = costs.load(scene, tiers)
-        room_tokens = FULL * view.kv.capacity_tokens
+        room_tokens = self._full * view.kv.capacity_tokens
         for entry in in_time:
             job = entry[2]
             row = self._row(view, job)
             added, tau_s = costs.decode / pace_of_s(job), tiers.tau_s[scene.tier_of(job)]
             busy = costs.step / min(tightest_s, tau_s) + load + added
-            full = seats <= 0 or busy > BUSY or (len(memory) and memory.peak_tokens(row) > room_tokens)
+            full = seats <= 0 or busy > self._busy or (len(memory) and memory.peak_tokens(row) > room_tokens)
             if full or job.id in gone:
                 set_back.append(job)
             else:

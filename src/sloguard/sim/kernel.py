@@ -19,6 +19,11 @@ class Kernel:
         self._order, self._first_order = count(), count(FIRST)
         self._stopped = False
 
+    @property
+    def next_s(self) -> float:
+        """When the next action is due; infinite where there is none."""
+        return self._queue[0][0] if self._queue else float("inf")
+
     def at(self, time_s: float, action: Action, *, first: bool = False) -> None:
         """Does `action` at `time_s`, with `first` before all that is not. Raises ValueError for an instant that has
         passed.

@@ -13,9 +13,8 @@ from typing import Any, cast
 
 from sloguard.errors import PolicyError, SpecError
 from sloguard.sched.job import Job
-from sloguard.sched.kv import KvCache
 from sloguard.sched.plan import Plan
-from sloguard.sched.policy import Policy, View
+from sloguard.sched.policy import Kv, Policy, View
 
 NOBODY = "neither runs nor waits"
 
@@ -186,7 +185,7 @@ def _wrong_tokens(plan: Plan, view: View, stay: Mapping[str, Job], queue: Mappin
 
 
 def _wrong_memory(
-    plan: Plan, kv: KvCache, stay: Mapping[str, Job], gone: Mapping[str, Job], waiting: Mapping[str, Job]
+    plan: Plan, kv: Kv, stay: Mapping[str, Job], gone: Mapping[str, Job], waiting: Mapping[str, Job]
 ) -> Iterator[str]:
     """Who runs holds KV room for what was computed and what is planned; nobody else holds any."""
     for name, job in stay.items():
@@ -208,7 +207,7 @@ def _wrong_memory(
             yield f"took KV room for {name}, which stays in the queue: name it in Plan.admit"
 
 
-def _held(kv: KvCache, job: Job) -> int:
+def _held(kv: Kv, job: Job) -> int:
     try:
         return kv.held_blocks(job)
     except KeyError:

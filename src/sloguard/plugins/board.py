@@ -1,0 +1,75 @@
+"""What a scheduler says to the door of its server: 40 bytes that one process writes at every step and another reads.
+
+A metrics scrape would say the same, but takes milliseconds. Each scheduler (there may be several, for data parallelism)
+has a file of its own in a directory that both know. Times are `time.monotonic()`, which on Linux is one clock for all
+processes. A reader may see some numbers a step newer than others.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+FORMAT = struct.Struct("@dqqqq")  # native: each number is written at once, so that none is read half written
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """`step_s`: when a step was last begun. `started` counts the requests that have ever begun to be computed."""
+
+    step_s: float = 0.0
+    running: int = 0
+    waiting_slo: int = 0
+    waiting_best_effort: int = 0
+    started: int = 0
+
+
+class Board:
+    """The writing side. Raises OSError where the file can't be made."""
+
+    def __init__(self, directory: Path, name: str | None = None) -> None:
+        path = directory / f"{name or os.getpid()}.board"
+        with path.open("w+b") as file:
+            file.truncate(FORMAT.size)
+            self._map = mmap.mmap(file.fileno(), FORMAT.size)
+
+    def put(self, notice: Notice) -> None:
+        FORMAT.pack_into(
+            self._map,
+            0,
+            notice.step_s,
+            notice.running,
+            notice.waiting_slo,
+            notice.waiting_best_effort,
+            notice.started,
+        )
+
+
+class Boards:
+    """The reading side: all schedulers of a server taken together."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._maps: dict[Path, mmap.mmap] = {}
+
+    def read(self) -> Notice | None:
+        """None while no scheduler has begun."""
+        for path in self._directory.glob("*.board"):
+            if path not in self._maps and path.stat().st_size == FORMAT.size:
+                with path.open("rb") as file:
+                    self._maps[path] = mmap.mmap(file.fileno(), FORMAT.size, access=mmap.ACCESS_READ)
+        found = [Notice(*FORMAT.unpack_from(at, 0)) for at in self._maps.values()]
+        return _together(found) if found else None
+
+
+def _together(notices: list[Notice]) -> Notice:
+    return Notice(
+        max(notice.step_s for notice in notices),
+        sum(notice.running for notice in notices),
+        sum(notice.waiting_slo for notice in notices),
+        sum(notice.waiting_best_effort for notice in notices),
+        sum(notice.started for notice in notices),
+    )

@@ -1,0 +1,88 @@
+"""What one request asks for, from the values that came with it.
+
+    slo_class         a named class of the operator's, whose promises hold unless the request has its own
+    slo_ttft_ms       milliseconds to the first token
+    slo_tpot_ms       milliseconds a token after it
+    slo_think_tpot_ms milliseconds a token while the model reasons; slo_tpot_ms then holds for what follows
+    slo_stages_left   how many requests of the same conversation will follow this one at once, as in a tool loop
+
+They come as `vllm_xargs` of the body or as headers (`x-slo-ttft-ms`), so as numbers or as text. A request without any
+of the first three is of the default class; where there is none, or the class promises nothing, it is best effort.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+
+from sloguard.errors import SpecError
+from sloguard.slo import NO_SLO, StageSLO
+
+BEST_EFFORT = "best-effort"  # a class that every operator has
+CUSTOM = "custom"  # what a request of no class with a promise of its own is counted under
+FIELDS = ("slo_class", "slo_ttft_ms", "slo_tpot_ms", "slo_think_tpot_ms", "slo_stages_left")
+SHORTEST_MS, LONGEST_MS = 1e-3, 86_400_000.0
+MOST_STAGES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    slo_class: str
+    slo: StageSLO
+    think_tpot_s: float | None = None
+    stages_left: int = 0
+
+    @property
+    def best_effort(self) -> bool:
+        return self.slo == NO_SLO and self.think_tpot_s is None
+
+
+def read_asked(given: Mapping[str, object], classes: Mapping[str, StageSLO], default_class: str | None) -> Asked:
+    """Raises SpecError, naming the field, for what is none of these."""
+    if unknown := [name for name in given if name.startswith("slo_") and name not in FIELDS]:
+        raise SpecError(unknown[0], given[unknown[0]], "no such field", f"There are {', '.join(FIELDS)}.")
+    named = "slo_class" in given
+    name = given["slo_class"] if named else None if _has_promise(given) else default_class
+    known = {BEST_EFFORT: NO_SLO, **classes}
+    if (named or name is not None) and not (isinstance(name, str) and name in known):
+        raise SpecError("slo_class", name, "no such class", f"Choose one of {', '.join(sorted(known))}.")
+    of_class = known[name] if isinstance(name, str) else NO_SLO
+    slo = StageSLO(
+        _seconds(given, "slo_ttft_ms", of_class.ttft_s),
+        _seconds(given, "slo_tpot_ms", of_class.tpot_s),
+    )
+    think_tpot_s = _seconds(given, "slo_think_tpot_ms", None)
+    own = BEST_EFFORT if slo == NO_SLO and think_tpot_s is None else CUSTOM
+    return Asked(str(name) if name is not None else own, slo, think_tpot_s, _count(given, "slo_stages_left"))
+
+
+def _has_promise(given: Mapping[str, object]) -> bool:
+    return "slo_ttft_ms" in given or "slo_tpot_ms" in given
+
+
+def _seconds(given: Mapping[str, object], field: str, otherwise: float | None) -> float | None:
+    if field not in given:
+        return otherwise
+    value = _number(given[field], field)
+    if not SHORTEST_MS <= value <= LONGEST_MS:
+        fix = f"Give milliseconds, {SHORTEST_MS} to {LONGEST_MS:.0f} (a day)."
+        raise SpecError(field, given[field], "is no time to promise", fix)
+    return value / 1000
+
+
+def _count(given: Mapping[str, object], field: str) -> int:
+    value = _number(given.get(field, 0), field)
+    if not (0 <= value <= MOST_STAGES and value == int(value)):
+        raise SpecError(field, given[field], "is no count", f"Give a whole number from 0 to {MOST_STAGES}.")
+    return int(value)
+
+
+def _number(value: object, field: str) -> float:
+    try:
+        number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
+    except (ValueError, OverflowError):  # of text, of an integer beyond every float
+        number = None
+    if number is None or not isfinite(number):
+        raise SpecError(field, value, "is not a number", "Give a number.")
+    return number
