@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -13,12 +14,14 @@ import typer
 from sloguard import __version__
 from sloguard.cli.options import api_key_from, parse_engine_args
 from sloguard.cli.progress import StudyProgress, plain_console
+from sloguard.engine.lend import scheduler_arguments
 from sloguard.errors import SpecError
 from sloguard.optim.base import Goal
 from sloguard.report.files import write_text_atomic
 from sloguard.report.tables import study_report
 from sloguard.space.flags import to_yaml
-from sloguard.study.build import build_study
+from sloguard.space.policies import of_policy
+from sloguard.study.build import build_study, engine_policy
 from sloguard.study.log import StudyLog
 from sloguard.study.results import Results
 from sloguard.study.runner import Study, run_study
@@ -61,6 +64,10 @@ def command(
     engine_python: Annotated[str | None, typer.Option(help="Python that has vLLM; this one if absent.")] = None,
     base_url: Annotated[str | None, typer.Option(help="Running server, for --engine endpoint.")] = None,
     api_key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the API key.")] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(metavar="NAME[:key=value]", help="Tune with sloguard's scheduler inside, its knobs in the space."),
+    ] = None,
     default: Annotated[bool, typer.Option(show_default=False, help="Try the engine's default first (it does).")] = True,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
@@ -91,6 +98,7 @@ def command(
         engine_args=parse_engine_args(engine_arg or ()),
         try_default=default,
         trace_scaling=trace_scaling,
+        policy=policy,
         inputs={path: digest for path in (space, workload) if (digest := digest_of(path)) is not None},
     )
     if not out.strip():
@@ -161,11 +169,28 @@ def _write_results(out: Path, spec: StudySpec, study: Study, results: Results, w
     summary = results.to_json(wall_s)
     write_text_atomic(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     if results.best and _command(study, results):
-        fixed = {"model": _anywhere(spec.model), **_fixed(spec)}
-        write_text_atomic(out / "best.yaml", to_yaml(results.best.overrides, fixed))
+        config, options = of_policy(results.best.overrides)
+        fixed = {"model": _anywhere(spec.model), **_fixed(spec), **_scheduling(spec, options)}
+        write_text_atomic(out / "best.yaml", to_yaml(config, fixed))
     else:
         (out / "best.yaml").unlink(missing_ok=True)
     return summary
+
+
+def _scheduling(spec: StudySpec, options: Mapping[str, Value]) -> dict[str, Value]:
+    """Arguments for a vLLM beside which sloguard is installed: the policy, and the study's promise to every request."""
+    policy = engine_policy(spec)
+    if policy is None:
+        return {}
+    promise = {"ttft_ms": policy.promise.ttft_s, "tpot_ms": policy.promise.tpot_s}
+    return scheduler_arguments(
+        {
+            "policy": policy.name,
+            "policy_options": {**policy.options, **options},
+            "slo_classes": {"default": {name: s * 1000 for name, s in promise.items() if s is not None}},
+            "default_class": "default",
+        }
+    )
 
 
 def _anywhere(model: str) -> str:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sloguard.engine import ENGINES
-from sloguard.engine.base import Engine, EngineSetup, Facts
+from sloguard.engine.base import Engine, EnginePolicy, EngineSetup, Facts
 from sloguard.errors import SpecError
 from sloguard.optim import OPTIMIZERS
 from sloguard.optim.base import Goal, Problem
 from sloguard.perf.gpus import GIB
 from sloguard.registry import load
 from sloguard.request import Request
+from sloguard.sched.policy import POLICIES
+from sloguard.slo import NO_SLO, StageSLO
 from sloguard.space.flags import count_of
 from sloguard.space.memory import fits
+from sloguard.space.policies import PREFIX, policy_knobs
 from sloguard.space.repair import RepairContext, refusal, repair
 from sloguard.space.space import Space
 from sloguard.space.vllm import space_for
+from sloguard.study.choice import read_choices
 from sloguard.study.runner import Study
 from sloguard.study.spec import StudySpec
 from sloguard.trial import Config
@@ -36,10 +41,13 @@ def build_study(spec: StudySpec, api_key: str | None = None) -> Study:
         seed=spec.seed,
         scaling=_scaling(spec.trace_scaling),
     )
+    policy = engine_policy(spec)
+    if policy is not None:
+        requests = _promised(requests, policy.promise)
     optimizer_class = load(OPTIMIZERS, spec.optimizer, "--optimizer", "propose")
-    engine: Engine = load(ENGINES, spec.engine, "--engine", "from_setup").from_setup(_setup(spec, api_key))
+    engine: Engine = load(ENGINES, spec.engine, "--engine", "from_setup").from_setup(_setup(spec, api_key, policy))
     facts = engine.facts()
-    space = _space(spec, facts)
+    space = _space(spec, facts, policy)
     engine.check_space(space)
     _check_fits(spec, facts, space)
     _check_lengths(spec, facts, requests)
@@ -66,7 +74,31 @@ def _scaling(name: str) -> Scaling:
         raise SpecError("--trace-scaling", name, "no such way to scale a trace", f"Choose one of {choices}.") from None
 
 
-def _setup(spec: StudySpec, api_key: str | None) -> EngineSetup:
+def engine_policy(spec: StudySpec) -> EnginePolicy | None:
+    """Raises SpecError for a policy that there isn't, or options that it doesn't take."""
+    if spec.policy is None:
+        return None
+    choice, *more = read_choices(spec.policy, "--policy")
+    if more:
+        raise SpecError("--policy", spec.policy, "an engine has one", "Give one of them.")
+    choice.make(POLICIES, "--policy", "plan")
+    if spec.promise == NO_SLO:
+        fix = "Add --slo-ttft-p99, --slo-tpot-p99 or --slo-itl-p99."
+        raise SpecError("--policy", spec.policy, "an end-to-end limit alone is none it can plan by", fix)
+    return EnginePolicy(choice.name, dict(choice.options), spec.promise)
+
+
+def _promised(requests: Sequence[Request], slo: StageSLO) -> list[Request]:
+    """Requests without a promise of their own get the study's, so that the policy knows what it is held to."""
+    return [
+        replace(
+            request, stages=tuple(replace(stage, slo=slo) if stage.slo == NO_SLO else stage for stage in request.stages)
+        )
+        for request in requests
+    ]
+
+
+def _setup(spec: StudySpec, api_key: str | None, policy: EnginePolicy | None) -> EngineSetup:
     return EngineSetup(
         model=spec.model,
         gpu=spec.gpu,
@@ -76,11 +108,12 @@ def _setup(spec: StudySpec, api_key: str | None) -> EngineSetup:
         python=spec.engine_python,
         base_url=spec.base_url,
         api_key=api_key,
+        policy=policy,
     )
 
 
-def _space(spec: StudySpec, facts: Facts) -> Space:
-    """The space asked for, fitted to where it runs, less what the user pinned."""
+def _space(spec: StudySpec, facts: Facts, policy: EnginePolicy | None) -> Space:
+    """The space asked for, fitted to where it runs, less what the user pinned; a policy's own knobs beside vLLM's."""
     if not facts.tunable:
         return Space(())
     space = space_for(
@@ -91,7 +124,14 @@ def _space(spec: StudySpec, facts: Facts) -> Space:
         gpu=facts.gpu,
         max_len=_max_len(spec, facts),
     )
-    return space.without({name: value for name, value in spec.engine_args.items() if name in space.names})
+    pinned = dict(spec.engine_args)
+    if policy is not None:
+        pinned |= {"scheduling_policy": "fcfs", **{f"{PREFIX}{name}": value for name, value in policy.options.items()}}
+        if not spec.space.endswith(".toml"):  # whoever names knobs names all of them
+            space = Space((*space.knobs, *policy_knobs(policy.name)))
+    elif own := [name for name in space.names if name.startswith(PREFIX)]:
+        raise SpecError("--space", own[0], "is a knob of a policy, and none is asked for", "Add --policy.")
+    return space.without({name: value for name, value in pinned.items() if name in space.names})
 
 
 def _check_fits(spec: StudySpec, facts: Facts, space: Space) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from sloguard.contract import Contract, Limit, Metric
 from sloguard.errors import SpecError
+from sloguard.slo import StageSLO
 from sloguard.trial import Value
 
 OBJECTIVES = ("goodput", "latency")
@@ -19,7 +20,8 @@ OBJECTIVES = ("goodput", "latency")
 @dataclass(frozen=True, slots=True)
 class StudySpec:
     """Everything that decides which trials a study makes. `slo_p99_s` maps a metric to its p99 limit in seconds,
-    `inputs` the files that were read to the digest of what they held.
+    `inputs` the files that were read to the digest of what they held. `policy` is that of sloguard's scheduler inside
+    the engine, None the engine's own.
 
     Equal specs give equal studies. A study can be resumed with a larger `budget`; the optimizers plan by it, so that is
     then not the study that the larger budget would have made from the start.
@@ -43,6 +45,7 @@ class StudySpec:
     engine_args: Mapping[str, Value] = field(default_factory=dict[str, Value])
     try_default: bool = True
     trace_scaling: str = "stretch"
+    policy: str | None = None
     inputs: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
@@ -63,6 +66,12 @@ class StudySpec:
     @property
     def contract(self) -> Contract:
         return Contract(tuple(Limit(Metric(name), 99, limit_s) for name, limit_s in sorted(self.slo_p99_s.items())))
+
+    @property
+    def promise(self) -> StageSLO:
+        """What the limits are for each single request, as far as a scheduler can plan by them."""
+        paces_s = [self.slo_p99_s[name] for name in ("tpot", "itl") if name in self.slo_p99_s]
+        return StageSLO(self.slo_p99_s.get("ttft"), min(paces_s, default=None))
 
     def to_json(self) -> dict[str, Any]:
         """All of it in JSON's own types; an infinite rate is written "inf"."""
