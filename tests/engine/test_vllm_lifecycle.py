@@ -16,7 +16,7 @@ from procs import alive_with
 from sloguard.engine import gpu_memory, vllm, vllm_server
 from sloguard.engine.base import EngineSetup, Timeouts
 from sloguard.engine.processes import STATE_DIR, Orphan
-from sloguard.engine.vllm import VllmEngine
+from sloguard.engine.vllm import VllmEngine, server_environment
 from sloguard.engine.vllm_install import find_vllm
 from sloguard.errors import EngineCrash, SpecError
 from sloguard.perf.gpus import GIB, GPUS
@@ -309,4 +309,4 @@ def test_the_command_a_person_types(make_engine: MakeEngine) -> None:
 
 
 def test_tools_beside_the_python_come_first_in_its_path(make_engine: MakeEngine, python: str) -> None:
-    assert make_engine()._env()["PATH"].split(os.pathsep)[0] == str(Path(python).parent)
+    assert server_environment(make_engine().install)["PATH"].split(os.pathsep)[0] == str(Path(python).parent)

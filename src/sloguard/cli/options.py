@@ -8,11 +8,13 @@ import re
 from collections.abc import Iterable
 
 from sloguard.errors import SpecError
+from sloguard.slo import StageSLO
 from sloguard.trial import Value
 
 _INT = re.compile(r"[+-]?(0|[1-9][0-9]{0,17})")  # no leading zeros: 0123456 is a name, such as a revision's
 _FLOAT = re.compile(r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE][+-]))([eE][+-]?[0-9]+)?")
 _ENDLESS = re.compile(r"[+-]?\.?(inf|infinity|nan)", re.IGNORECASE)
+_LIMITS = ("ttft", "tpot", "e2el")
 _WORDS = {"true": True, "false": False}
 # Names are compared without case and separators. "tokens" counts tokens; only "token" is one.
 _SECRET = re.compile(r"apikey|accesskey|privatekey|secret|password|passwd|token$")
@@ -73,3 +75,21 @@ def api_key_from(variable: str | None) -> str | None:
             "--api-key-env", variable, "no such environment variable is set", "Export it, or drop the flag."
         )
     return os.environ[variable]
+
+
+def read_slo(flag: str, text: str) -> StageSLO:
+    """`ttft=500,tpot=50` in milliseconds. Raises SpecError, naming `flag`, for anything else."""
+    limits_s: dict[str, float] = {}
+    fix = "Write e.g. ttft=500, tpot=50 or e2el=10000, in milliseconds."
+    for pair in text.split(","):
+        metric, _, value = pair.partition("=")
+        metric = metric.strip().lower()
+        if metric not in _LIMITS or metric in limits_s:
+            raise SpecError(flag, pair, f"{metric!r} is no metric or is given twice", fix)
+        try:
+            limits_s[metric] = float(value) / 1000
+        except ValueError:
+            raise SpecError(flag, pair, f"{value!r} is not a number", fix) from None
+        if not 0 < limits_s[metric] < math.inf:
+            raise SpecError(flag, pair, "not a positive number of milliseconds", fix)
+    return StageSLO(limits_s.get("ttft"), limits_s.get("tpot"), limits_s.get("e2el"))

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 from sloguard.perf.gpus import GpuFacts
 from sloguard.perf.model_shape import ModelShape
 from sloguard.request import Request, Timeline
+from sloguard.slo import NO_SLO, StageSLO
 from sloguard.space.space import Space
 from sloguard.trial import Config, Value
 
@@ -41,6 +42,22 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True)
+class EnginePolicy:
+    """A scheduling policy of sloguard's inside the engine: a name of sched/policy.py or a path to a class, and options
+    that every trial has beside those that a config tunes (space/policies.py). `promise` is that of requests without one
+    of their own, once the engine serves.
+    """
+
+    name: str
+    options: Mapping[str, Value] = field(default_factory=dict)
+    promise: StageSLO = NO_SLO
+
+    def written(self, options: Mapping[str, Value]) -> str:
+        """As the flag --policy takes it."""
+        return ":".join([self.name, *(f"{key}={_toml(value)}" for key, value in {**self.options, **options}.items())])
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSetup:
     """What any engine may be built from (`from_setup`); each takes what it needs and rejects what it can't honour.
 
@@ -56,6 +73,7 @@ class EngineSetup:
     base_url: str | None = None
     api_key: str | None = None
     timeouts: Timeouts = Timeouts()
+    policy: EnginePolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +90,10 @@ class Facts:
     offered: frozenset[str] | None = None
     gpu: GpuFacts | None = None
     model: ModelShape | None = None
+
+
+def _toml(value: Value) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 OnPhase = Callable[[str], None]

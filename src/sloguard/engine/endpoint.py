@@ -45,6 +45,9 @@ class EndpointEngine:
     def from_setup(cls, setup: EngineSetup) -> EndpointEngine:
         if setup.base_url is None:
             raise SpecError(FIELD, None, "the endpoint engine needs a running server", "Give its address.")
+        if setup.policy is not None:
+            fix = "Drop it, or use --engine vllm."
+            raise SpecError("--policy", setup.policy.name, "a running server's scheduler can't be chosen", fix)
         if setup.python is not None:
             raise SpecError("--engine-python", setup.python, "a running server is not started", "Drop it.")
         if setup.gpu is not None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from sloguard.engine.base import OnPhase, Timeouts
 from sloguard.load.drive import Offered, Progress, offer
+from sloguard.load.prompts import Extra, no_extra
 from sloguard.load.target import Target
 from sloguard.request import End, Request
 
@@ -21,6 +22,7 @@ def offer_load(
     timeouts: Timeouts,
     on_phase: OnPhase,
     abort_when: Callable[[], bool] | None = None,
+    extra: Extra = no_extra,
 ) -> Offered:
     """Offers `requests` and tells `on_phase` how it goes. No request is cut off before its own timeout."""
     on_phase("loading")
@@ -34,6 +36,7 @@ def offer_load(
         warmup=warmup,
         on_progress=lambda progress: on_phase(phase_text(progress)),
         abort_when=abort_when,
+        extra=extra,
     )
 
 

@@ -85,7 +85,8 @@ class Server:
     def start(cls, argv: Sequence[str], env: Mapping[str, str], log: Path, trial_dir: Path) -> Self:
         """Starts `argv` with both output streams in `log`. Raises SpecError where it can't be executed."""
         run_id = uuid.uuid4().hex
-        with log.open("wb") as output:
+        log.write_bytes(b"")
+        with log.open("ab") as output:  # what follows a log may begin it anew
             record = _Record.create(run_id, argv, trial_dir)
             try:
                 popen = subprocess.Popen(

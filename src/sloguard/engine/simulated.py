@@ -11,17 +11,21 @@ from pathlib import Path
 import numpy as np
 
 from sloguard.crash import Evidence
-from sloguard.engine.base import EngineSetup, Facts, OnPhase, Run, Timeouts, ignore_phase
+from sloguard.engine.base import EnginePolicy, EngineSetup, Facts, OnPhase, Run, Timeouts, ignore_phase
+from sloguard.engine.lend import serve_command
 from sloguard.engine.model_files import find_model_shape
 from sloguard.errors import EngineCrash, SpecError
 from sloguard.perf.batch_time import BatchTime
 from sloguard.perf.coefficients import batch_time, coefficients_for
 from sloguard.perf.gpus import GIB, Gpu, gpu_named
 from sloguard.perf.model_shape import ModelShape
+from sloguard.registry import load
 from sloguard.request import Request, Timeline
 from sloguard.rng import stream
 from sloguard.sched.fcfs import Fcfs
 from sloguard.sched.kv import KvCache
+from sloguard.sched.lengths import Quantile
+from sloguard.sched.policy import POLICIES, Policy
 from sloguard.sim.kernel import Kernel
 from sloguard.sim.memory import weight_bytes
 from sloguard.sim.noise import jitter
@@ -29,7 +33,7 @@ from sloguard.sim.replica import OnDecline, OnTokens, Replica
 from sloguard.sim.serve import simulate
 from sloguard.sim.settings import KNOBS, Settings, check_value, read_settings
 from sloguard.sim.start import Failure, Start, start
-from sloguard.space.flags import to_flags
+from sloguard.space.policies import PREFIX, of_policy
 from sloguard.space.space import Space
 from sloguard.space.vllm import vllm_defaults
 from sloguard.trial import Config, Value
@@ -58,6 +62,7 @@ class SimulatedEngine:
         timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
         noise: float = NOISE,
         others_gib: float = 0.0,
+        policy: EnginePolicy | None = None,
     ) -> None:
         if not 0 <= noise <= 0.1:
             raise SpecError("noise", noise, "not a share from 0 to 0.10", "Give e.g. 0.02")
@@ -65,6 +70,7 @@ class SimulatedEngine:
             raise SpecError("tensor_parallel", tp, "not a number of GPUs", "Give 1 or more")
         self.model, self.gpu, self.tp, self.seed = model, gpu, tp, seed
         self.timeouts, self.noise = timeouts, noise
+        self.policy = policy
         self._others_bytes = int(others_gib * GIB)
         self._fixed = dict(fixed or {})
         self._defaults = _defaults(model, gpu, self._fixed)
@@ -89,6 +95,7 @@ class SimulatedEngine:
             setup.seed,
             fixed=setup.fixed,
             timeouts=setup.timeouts,
+            policy=setup.policy,
         )
 
     def default_config(self) -> Config:
@@ -97,12 +104,13 @@ class SimulatedEngine:
 
     def check_space(self, space: Space) -> None:
         for knob in space.knobs:
-            for value in knob.outermost():
+            for value in () if knob.name.startswith(PREFIX) else knob.outermost():
                 check_value(knob.name, value)
 
     def command_for(self, config: Config) -> list[str]:
         split: dict[str, Value] = {"tensor_parallel_size": self.tp} if self.tp > 1 else {}
-        return ["vllm", "serve", self.model.name, *to_flags({**split, **self._fixed, **config})]
+        argv = ["vllm", "serve", self.model.name]
+        return serve_command(argv, self.model.name, {**split, **self._fixed}, config, self.policy)
 
     def facts(self) -> Facts:
         return Facts(version=VLLM_VERSION, offered=FLAGS, gpu=self.gpu, model=self.model)
@@ -117,16 +125,19 @@ class SimulatedEngine:
             "model": self.model.name,
             "step_times": coefficients_for(self.model, self.gpu, self.tp).source,
             "noise": f"{self.noise:g}",
+            **({"policy": self.policy.written({})} if self.policy else {}),
         }
 
     def run(
         self, config: Config, requests: Sequence[Request], trial_dir: Path, on_phase: OnPhase = ignore_phase
     ) -> Run:
+        config, options = of_policy(config)
         values = self._defaults.replace(**config)
         settings = read_settings(values)
         on_phase("starting")
         # Named by the values that run, so that a knob written out at its default changes nothing.
         rng = stream(self.seed, "simulated engine", repr(values))
+        policy = self._policy(options)
         begun = start(
             settings,
             self.model,
@@ -139,7 +150,7 @@ class SimulatedEngine:
         if begun.failure is not None:
             raise self._crash(begun, begun.failure, trial_dir)
         on_phase("loading")
-        timelines = self._serve(settings, begun, requests, rng)
+        timelines = self._serve(settings, begun, requests, policy, rng)
         on_phase("stopping")
         cost_s = begun.startup_s + _last_s(timelines) + STOP_S
         effective = {**values, "kv_cache_tokens": begun.memory.kv_blocks * settings.block_size}
@@ -148,19 +159,32 @@ class SimulatedEngine:
         return Run(timelines, begun.startup_s, cost_s, effective)
 
     def _serve(
-        self, settings: Settings, begun: Start, requests: Sequence[Request], rng: np.random.Generator
+        self,
+        settings: Settings,
+        begun: Start,
+        requests: Sequence[Request],
+        policy: Policy,
+        rng: np.random.Generator,
     ) -> list[Timeline]:
-        step_time = self._step_time(settings)
+        step_time = self.step_time(settings)
         scale = jitter(rng, self.noise)
 
         def replica(kernel: Kernel, on_tokens: OnTokens, on_decline: OnDecline) -> Replica:
             kv = KvCache(begun.memory.kv_blocks, settings.block_size, settings.enable_prefix_caching)
             limits = settings.limits(kv.blocks)
-            return Replica(kernel, Fcfs(), limits, kv, step_time, on_tokens, on_decline, step_scale=scale)
+            return Replica(
+                kernel, policy, limits, kv, step_time, on_tokens, on_decline, lengths=Quantile(), step_scale=scale
+            )
 
         return simulate(requests, replica, request_timeout_s=self.timeouts.request_s)
 
-    def _step_time(self, settings: Settings) -> BatchTime:
+    def _policy(self, options: Mapping[str, Value]) -> Policy:
+        """vLLM's own unless another was asked for."""
+        if self.policy is None:
+            return Fcfs()
+        return load(POLICIES, self.policy.name, "--policy", "plan")(**self.policy.options, **options)
+
+    def step_time(self, settings: Settings) -> BatchTime:
         """Fewer bytes of weights or KV are read faster in proportion; the arithmetic stays in 16 bit."""
         time = batch_time(
             self.model,

@@ -21,19 +21,23 @@ from typing import Any
 import psutil
 
 from sloguard.engine import gpu_memory
-from sloguard.engine.base import EngineSetup, Facts, OnPhase, Run, Timeouts, ignore_phase
+from sloguard.engine.base import EnginePolicy, EngineSetup, Facts, OnPhase, Run, Timeouts, ignore_phase
 from sloguard.engine.gpu_detect import detect_gpu
+from sloguard.engine.lend import check_hooks, lent_environment, scheduler_arguments, serve_command
 from sloguard.engine.loading import WARMUP_REQUESTS, offer_load
 from sloguard.engine.model_files import known_model_shape
 from sloguard.engine.processes import GRACE_S, reap_orphans, state_dir
-from sloguard.engine.vllm_install import find_vllm
+from sloguard.engine.vllm_install import VllmInstall, find_vllm
 from sloguard.engine.vllm_server import Died, VllmServer, free_port
 from sloguard.errors import EngineCrash, SpecError
 from sloguard.load.drive import Offered
+from sloguard.load.promises import promise_fields
+from sloguard.load.prompts import no_extra
 from sloguard.load.target import Target
 from sloguard.perf.gpus import GpuFacts, gpu_named
 from sloguard.request import Request
 from sloguard.space.flags import count_of, flag_names, parse_effective, to_flags
+from sloguard.space.policies import of_policy
 from sloguard.space.space import Space
 from sloguard.space.vllm import offered_flags, vllm_defaults
 from sloguard.trial import Config, Value
@@ -74,7 +78,9 @@ _TAKES: dict[str, tuple[Callable[[Value], bool], str]] = {
 
 
 class VllmEngine:
-    """Serves `model` with `fixed` arguments in every trial. Raises SpecError for what can't be started at all."""
+    """Serves `model` with `fixed` arguments in every trial, and `env` on top of the environment. Raises SpecError for
+    what can't be started at all.
+    """
 
     def __init__(
         self,
@@ -87,12 +93,19 @@ class VllmEngine:
         seed: int = 0,
         warmup: int = WARMUP_REQUESTS,
         timeouts: Timeouts | None = None,
+        env: Mapping[str, str] | None = None,
+        policy: EnginePolicy | None = None,
     ) -> None:
-        self.model = _checked_model(model)
-        self.fixed = _checked_arguments(fixed or {}, tensor_parallel)
+        self.model = checked_model(model)
+        self.fixed = checked_arguments(fixed or {}, tensor_parallel)
         self.install = find_vllm(python)
         self.timeouts = timeouts or Timeouts()
         self._gpu_name = gpu
+        self.policy = policy
+        self._extra_env = dict(env or {})
+        if policy is not None:
+            check_hooks(self.install)
+            self._extra_env |= lent_environment(self.install, state_dir())
         self._seed, self._warmup = seed, warmup
         self._ended = reap_orphans()  # what they held of the GPU is not part of a clean device
         self._baseline = gpu_memory.settled_bytes(GPU_RELEASE_S) if self._ended else gpu_memory.used_bytes()
@@ -112,6 +125,7 @@ class VllmEngine:
             gpu=setup.gpu,
             seed=setup.seed,
             timeouts=setup.timeouts,
+            policy=setup.policy,
         )
 
     def default_config(self) -> Config:
@@ -165,12 +179,14 @@ class VllmEngine:
             "model": self.model,
             "arguments": " ".join(to_flags(self.fixed)),
             "device": gpu.name if gpu else f"CPU, {psutil.cpu_count()} x {platform.machine()}",
+            **({"policy": self.policy.written({})} if self.policy else {}),
             "memory_guard": "on" if gpu and self._facts.model else "off: it needs a GPU and a model of known shape",
         }
 
     def command_for(self, config: Config) -> list[str]:
         """What a person types to serve the model with `config`."""
-        return [*self.install.user_argv(self.model), *self._flags(config)]
+        self._refuse_twice(config)
+        return serve_command(self.install.user_argv(self.model), self.model, self.fixed, config, self.policy)
 
     def run(
         self, config: Config, requests: Sequence[Request], trial_dir: Path, on_phase: OnPhase = ignore_phase
@@ -197,14 +213,8 @@ class VllmEngine:
         began_s: float,
         record: dict[str, Any],
     ) -> Run:
-        first = self._first_start_marker()
-        limit_s = self.timeouts.server_start_s if first.exists() else self.timeouts.first_start_s
-        record |= {"first_start": not first.exists(), "gpu_dirty_bytes": self._dirty_gpus()}
-        on_phase("starting")
-        with self._server(config, trial_dir, on_phase, record) as server:
-            model = server.await_ready(limit_s)
+        with self.serving(config, trial_dir, on_phase, record) as (server, model):
             startup_s = record["startup_s"] = time.monotonic() - began_s
-            first.touch()
             offered = self._load(server, model, requests, on_phase)
             record |= {"load_s": time.monotonic() - began_s - startup_s, "notes": list(offered.notes)}
             server.check_after_load(model, offered.timelines)
@@ -212,12 +222,36 @@ class VllmEngine:
         return Run(list(offered.timelines), startup_s, time.monotonic() - began_s, effective, _notes(offered, record))
 
     @contextlib.contextmanager
+    def serving(
+        self, config: Config, trial_dir: Path, on_phase: OnPhase, record: dict[str, Any]
+    ) -> Iterator[tuple[VllmServer, str]]:
+        """A server that has answered a request, and its model's name; gone afterwards, whatever happens.
+
+        Leaves `engine.log` in `trial_dir` and facts in `record`. Raises Died where the engine fails, SpecError where
+        it can't be started or ended.
+        """
+        first = self._first_start_marker()
+        limit_s = self.timeouts.server_start_s if first.exists() else self.timeouts.first_start_s
+        record |= {"first_start": not first.exists(), "gpu_dirty_bytes": self._dirty_gpus()}
+        on_phase("starting")
+        with self._server(config, trial_dir, on_phase, record) as server:
+            model = server.await_ready(limit_s)
+            first.touch()
+            yield server, model
+
+    @contextlib.contextmanager
     def _server(
         self, config: Config, trial_dir: Path, on_phase: OnPhase, record: dict[str, Any]
     ) -> Iterator[VllmServer]:
         """A started server that is gone afterwards, whatever happens. Raises SpecError where it can't be ended."""
         argv = [*self.install.server_argv(self.model), *self._flags(config)]
-        server = VllmServer.start(argv, self._env(), free_port(), trial_dir / LOG, self.timeouts.preflight_s)
+        server = VllmServer.start(
+            argv,
+            server_environment(self.install) | self._extra_env,
+            free_port(),
+            trial_dir / LOG,
+            self.timeouts.preflight_s,
+        )
         process = server.process
         record |= {"argv": argv, "port": server.port, "pid": process.pid, "run_id": process.run_id}
         survivors: tuple[int, ...] = ()
@@ -248,20 +282,21 @@ class VllmEngine:
             timeouts=self.timeouts,
             on_phase=on_phase,
             abort_when=server.has_exited,
+            extra=promise_fields if self.policy else no_extra,
         )
 
     def _flags(self, config: Config) -> list[str]:
+        self._refuse_twice(config)
+        arguments, options = of_policy(config)
+        if self.policy is None:
+            return to_flags({**self.fixed, **arguments})
+        told = {"policy": self.policy.name, "policy_options": {**self.policy.options, **options}}
+        return to_flags({**self.fixed, **arguments, **scheduler_arguments(told)})
+
+    def _refuse_twice(self, config: Config) -> None:
         twice = sorted(set(config) & set(self.fixed))
         if twice:
             raise SpecError("--engine-arg", twice[0], "is both pinned and tuned", "Drop the knob from the space.")
-        return to_flags({**self.fixed, **config})
-
-    def _env(self) -> dict[str, str]:
-        """The user's, with the Python's own tools first (compilers' helpers such as ninja are looked up in PATH)."""
-        env = DEFAULT_ENV | dict(os.environ)
-        env.pop("VLLM_API_KEY", None)  # this server is ours alone
-        env["PATH"] = os.pathsep.join([str(Path(self.install.python).parent), env.get("PATH", os.defpath)])
-        return env
 
     def _first_start_marker(self) -> Path:
         """Exists once this vLLM has served this model here: compiled kernels and weights are cached from then on."""
@@ -275,12 +310,20 @@ class VllmEngine:
         return gpu_memory.wait_until_free(self._baseline, GPU_RELEASE_S)
 
 
+def server_environment(install: VllmInstall) -> dict[str, str]:
+    """The user's, with the Python's own tools first (compilers' helpers such as ninja are looked up in PATH)."""
+    env = DEFAULT_ENV | dict(os.environ)
+    env.pop("VLLM_API_KEY", None)  # whoever is let in is decided by sloguard
+    env["PATH"] = os.pathsep.join([str(Path(install.python).parent), env.get("PATH", os.defpath)])
+    return env
+
+
 def _notes(offered: Offered, record: Mapping[str, Any]) -> tuple[str, ...]:
     dirty = record["gpu_dirty_bytes"]
     return (*offered.notes, *([f"GPU memory was still taken before the start: {dirty} bytes"] if dirty else []))
 
 
-def _checked_model(model: str) -> str:
+def checked_model(model: str) -> str:
     """A name for the hub goes through as it stands; a path must be there."""
     looks_like_path = model.startswith(("/", "./", "../", "~")) or model.count("/") > 1
     path = Path(model).expanduser()
@@ -298,7 +341,7 @@ def _check_not_ours(name: str, field: str) -> None:
         raise SpecError(field, name, "is set by sloguard itself", "Drop it.")
 
 
-def _checked_arguments(fixed: Mapping[str, Value], tensor_parallel: int) -> dict[str, Value]:
+def checked_arguments(fixed: Mapping[str, Value], tensor_parallel: int) -> dict[str, Value]:
     for name in fixed:
         _check_not_ours(name, "--engine-arg")
     if tensor_parallel > 1 and fixed.get("tensor_parallel_size", tensor_parallel) != tensor_parallel:

@@ -12,7 +12,7 @@ import random
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sloguard.crash import Evidence, Phase
@@ -22,6 +22,7 @@ from sloguard.errors import SpecError
 from sloguard.request import End, Timeline
 
 HOST = "127.0.0.1"
+EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - as the user asked
 PORTS = (
     20000,
     29999,
@@ -57,22 +58,35 @@ def free_port() -> int:
 
 @dataclass(frozen=True, slots=True)
 class VllmServer:
-    """A started server. `preflight_s` bounds how long one tiny request may take."""
+    """A started server. `preflight_s` bounds how long one tiny request may take. `host` is where it is asked."""
 
     process: Server
     port: int
     log: Path
     preflight_s: float
+    host: str = HOST
+    api_key: str | None = field(default=None, repr=False)
 
     @classmethod
-    def start(cls, argv: Sequence[str], env: Mapping[str, str], port: int, log: Path, preflight_s: float) -> VllmServer:
+    def start(
+        cls,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        port: int,
+        log: Path,
+        preflight_s: float,
+        bind: str = HOST,
+        api_key: str | None = None,
+    ) -> VllmServer:
         """Raises SpecError where the program can't be executed."""
-        command = [*argv, "--host", HOST, "--port", str(port)]
-        return cls(Server.start(command, env, log, log.parent), port, log, preflight_s)
+        command = [*argv, "--host", bind, "--port", str(port)]
+        host = HOST if bind in EVERYWHERE else bind
+        return cls(Server.start(command, env, log, log.parent), port, log, preflight_s, host, api_key)
 
     @property
     def base_url(self) -> str:
-        return f"http://{HOST}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
 
     def has_exited(self) -> bool:
         return self.process.exit() is not None
@@ -87,7 +101,7 @@ class VllmServer:
                 raise self.died("startup", timed_out=True)
             time.sleep(POLL_S)
         try:
-            (model, *_) = served_models(self.base_url, timeout_s=self.preflight_s)
+            (model, *_) = served_models(self.base_url, timeout_s=self.preflight_s, api_key=self.api_key)
         except TimeoutError:
             raise self.died("startup", timed_out=True) from None
         except (OSError, ValueError):
@@ -128,7 +142,13 @@ class VllmServer:
 
     def _prove_serving(self, model: str, phase: Phase) -> None:
         try:
-            answer = ask(self.base_url, "/v1/completions", timeout_s=self.preflight_s, body=one_token(model))
+            answer = ask(
+                self.base_url,
+                "/v1/completions",
+                timeout_s=self.preflight_s,
+                body=one_token(model),
+                api_key=self.api_key,
+            )
         except TimeoutError:
             raise self.died(phase, timed_out=True) from None
         except OSError:
