@@ -6,7 +6,6 @@ All servers run at once and keep running: an idle one takes no processor time, a
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -18,12 +17,15 @@ from typing import Any
 
 from sloguard.crash import diagnose
 from sloguard.engine.http_probe import ask
+from sloguard.engine.lend import scheduler_arguments
+from sloguard.engine.profiles import read_profile
 from sloguard.engine.vllm_install import VllmInstall, find_vllm
 from sloguard.engine.vllm_server import Died, VllmServer, free_port
 from sloguard.load.drive import Offered, offer
 from sloguard.load.promises import promise_fields
 from sloguard.load.prompts import Extra
 from sloguard.load.target import Target
+from sloguard.plugins.options import StepTimes
 from sloguard.request import Request, Stage
 from sloguard.rng import stream
 from sloguard.slo import NO_SLO, StageSLO
@@ -31,7 +33,6 @@ from sloguard.space.flags import to_flags
 from sloguard.workload.arrivals import Poisson
 
 REPO = Path(__file__).resolve().parents[1]
-PLUGIN = "sloguard.plugins.vllm_scheduler.SloScheduler"
 STOCK_BUDGETS = (128, 256, 512, 2048)  # --max-num-batched-tokens; 2048 is what vLLM takes by itself
 PLUGIN_BUDGET = 2048
 OUTPUT_TOKENS = (32, 64)  # the least and the most of an answer
@@ -41,7 +42,6 @@ NEVER_MS = 2**31 - 1  # the priority of what is promised nothing
 BUSY = ("vllm:num_requests_running", "vllm:num_requests_waiting")
 SAMPLE = re.compile(r"^((?:vllm:|sloguard_)\w*(?:\{[^}]*\})?) (\S+)", re.MULTILINE)
 COMMON: Mapping[str, Any] = {
-    "enforce_eager": True,
     "max_model_len": 2048,
     "max_num_seqs": 64,
     "gpu_memory_utilization": 0.1,
@@ -81,9 +81,12 @@ class Arm:
         return {**told, "priority": deadline_ms(request)} if self.by_priority else told
 
 
-def plugin(policy: str, budget: int = PLUGIN_BUDGET) -> Arm:
-    options = {"sloguard": {"policy": policy}}
-    flags = {"scheduler_cls": PLUGIN, "additional_config": json.dumps(options), "max_num_batched_tokens": budget}
+def plugin(policy: str, budget: int = PLUGIN_BUDGET, profile: Path | None = None) -> Arm:
+    """`profile` is what `sloguard profile --out` saved of this engine; without one it learns as it serves."""
+    told: dict[str, Any] = {"policy": policy}
+    if profile is not None:
+        told["batch_time"] = StepTimes.of(read_profile(profile).fitted.batch_time).model_dump()
+    flags = {"max_num_batched_tokens": budget, **scheduler_arguments(told)}
     return Arm(f"plugin {policy}" + ("" if budget == PLUGIN_BUDGET else f" {budget}"), flags)
 
 
@@ -125,6 +128,7 @@ class Servers:
     install: VllmInstall
     model: str
     logs: Path
+    flags: Mapping[str, Any]  # of every arm
     _held: ExitStack = field(default_factory=ExitStack)
     _running: dict[str, VllmServer] = field(default_factory=dict)
     _name: str = ""
@@ -138,7 +142,7 @@ class Servers:
             metrics.mkdir(parents=True, exist_ok=True)
             for left in metrics.iterdir():
                 left.unlink()
-            argv = [*self.install.server_argv(self.model), *to_flags({**COMMON, **arm.flags})]
+            argv = [*self.install.server_argv(self.model), *to_flags({**self.flags, **arm.flags})]
             server = VllmServer.start(argv, self._environment(metrics), free_port(), place / "engine.log", PREFLIGHT_S)
             self._held.callback(server.process.stop, 10.0)
             self._running[arm.name] = server
@@ -190,9 +194,10 @@ class Servers:
 
 
 @contextmanager
-def serving(python: str, model: str, logs: Path) -> Iterator[Servers]:
+def serving(python: str, model: str, logs: Path, compiled: bool = False) -> Iterator[Servers]:
+    flags = COMMON if compiled else {**COMMON, "enforce_eager": True}
     with ExitStack() as held:
-        yield Servers(find_vllm(python), model, logs.absolute(), held)
+        yield Servers(find_vllm(python), model, logs.absolute(), flags, held)
 
 
 def why(error: Died) -> str:

@@ -31,7 +31,7 @@ from sloguard.sched.plan import Plan
 from sloguard.sched.policy import View
 from sloguard.sim.replica import Replica
 from sloguard.sim.serve import simulate
-from sloguard.slo import StageSLO
+from sloguard.slo import StageSLO, TpotRule
 from sloguard.study.choice import Choice
 from sloguard.study.sim_spec import SimSpec
 from sloguard.study.simulation import requests_of, run
@@ -331,6 +331,7 @@ def test_its_replica_is_the_simulators():
         scenario="chatbot",
         num_requests=100,
         max_num_batched_tokens=2048,
+        tpot_rule=TpotRule.MEAN,
     )
     requests = requests_of(spec, 8.0, 0).requests
     emulated = Emulated(spec.model, spec.gpu, policy="sloguard")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from paths import SHARED_DATA, needs_shared_data
 from sloguard.sched.job import Job
-from sloguard.sched.lengths import ENOUGH, KEPT, PRIOR_TOKENS, Mean, Oracle, Quantile
+from sloguard.sched.lengths import ENOUGH, KEPT, PRIOR_TOKENS, AtMost, Mean, Oracle, Quantile
 
 
 def job(generated: int = 0, prompt: int = 100, app: str = "chat", output: int = 10**6) -> Job:
@@ -101,3 +101,18 @@ def test_on_public_lengths_nine_of_ten_answers_stay_below_the_quantile(name: str
         below += count >= 1000 and output <= lengths.output_tokens(job(prompt=max(prompt, 1)))
         lengths.finished(job(output, max(prompt, 1)))
     assert below / 5000 == pytest.approx(0.9, abs=0.02)
+
+
+@given(st.lists(st.integers(1, 5000), max_size=40), st.integers(1, 3000), st.integers(0, 4000))
+def test_no_answer_is_guessed_longer_than_it_may_be(outputs: list[int], limit: int, generated: int):
+    plain, capped = Quantile(), AtMost(Quantile())
+    for tokens in outputs:
+        plain.finished(job(tokens))
+        capped.finished(job(tokens))
+    asked = job(generated, output=limit)
+    for guess, free in (
+        (capped.output_tokens(asked), plain.output_tokens(asked)),
+        (capped.mean_tokens(asked), plain.mean_tokens(asked)),
+    ):
+        assert guess == min(free, max(limit, generated + 1))
+        assert guess > generated

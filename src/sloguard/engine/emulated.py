@@ -75,6 +75,7 @@ class Emulated:
             step_scale=jitter(stream(self.seed, "noise"), self.noise) if self.noise else None,
             speculation=self.speculation,
             drafts_rng=stream(self.seed, "drafts"),
+            pace_from_first=True,
         )
 
     def describe(self) -> dict[str, str | int]:

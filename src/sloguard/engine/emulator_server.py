@@ -6,6 +6,7 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from math import ceil
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -44,7 +45,8 @@ class _Watch:
             return  # the door sees that nothing happens any more
         running, waiting = list(replica.running.values()), replica.queued
         best_effort = sum(job.tier is Tier.BEST_EFFORT for job in waiting)
-        started = self._ended + sum(job.first_token_s is not None for job in running)
+        begun = sum(job.first_token_s is not None for job in (*running, *waiting))  # evicted ones wait again
+        started = self._ended + begun
         self._board.put(Notice(monotonic(), len(running), len(waiting) - best_effort, best_effort, started))
         self._meters.holds(app.state.time.now_s(), running, waiting, None)
         self._meters.kept_order(replica.stats.steps - self._steps)
@@ -89,6 +91,6 @@ def serve_emulator(
     with tempfile.TemporaryDirectory() as directory:
         app = served_app(emulated, name, options, Path(directory))
         config = uvicorn.Config(
-            app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=round(drain_timeout_s)
+            app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=ceil(drain_timeout_s)
         )
         uvicorn.Server(config).run()

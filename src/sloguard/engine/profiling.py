@@ -32,7 +32,7 @@ from sloguard.trial import Config, Value
 
 STEP_LOG = "steps.jsonl"
 CRASH_LOG = "profile-engine.log"
-POLICY = "vllm"  # the engine's own order and chunks: it is the engine that is measured
+POLICY = "sloguard.sched.probing:Probing"
 ROUND_S = 5.0  # of probes that are offered together; between rounds the log is read
 LARGEST_PROBE = 1 / 30  # of the time there is
 OURS = ("scheduler_cls", "additional_config")

@@ -8,6 +8,7 @@ drain   the door lets nobody in any more, and what is under way may finish, up t
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import socket
@@ -19,6 +20,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
+
+import psutil
 
 from sloguard.engine.http_probe import ask
 from sloguard.engine.lend import check_hooks, lent_environment, scheduler_arguments
@@ -121,17 +124,27 @@ class VllmServing:
         """Waits for what is under way; a second interrupt ends the wait."""
         deadline_s = time.monotonic() + self.setup.drain_timeout_s
         said = -1
-        with suppress(OSError, KeyboardInterrupt):
-            ask(server.base_url, "/sloguard/drain", timeout_s=5.0, body={}, api_key=self._token)
+        with suppress(KeyboardInterrupt):
             while time.monotonic() < deadline_s and not server.has_exited():
-                status = ask(server.base_url, "/sloguard/status", timeout_s=5.0, api_key=self._token).body
-                left = int(status["in_flight"])
-                if not left:
+                left = self._in_flight(server)
+                if left == 0:
                     break
-                if left != said:
+                if left is not None and left != said:
                     said = left
                     say(f"draining: {left} request{'' if left == 1 else 's'} under way")
                 time.sleep(POLL_S)
+
+    def _in_flight(self, server: VllmServer) -> int | None:
+        """Requests under way, of which there will be no more; None from a server too busy to say, or that never came up
+        (then its process ends the wait).
+        """
+        try:
+            status = ask(server.base_url, "/sloguard/drain", timeout_s=5.0, body={}, api_key=self._token)
+        except ConnectionRefusedError:
+            return 0
+        except OSError:
+            return None
+        return status.body["in_flight"] if status.status == 200 else None
 
     def _scheduling(self, run_dir: Path) -> dict[str, Value]:
         setup = self.setup
@@ -159,7 +172,9 @@ class VllmServing:
         secret = {CONTROL_TOKEN: self._token, **({API_KEY: setup.api_key} if setup.api_key else {})}
         told = {DOOR: door.model_dump_json(exclude={"api_key", "control_token"}), **secret}
         metrics = {"PROMETHEUS_MULTIPROC_DIR": str(run_dir / "metrics")}
-        return server_environment(self.install) | lent_environment(self.install, state_dir()) | told | metrics
+        inherited = server_environment(self.install)
+        inherited.pop(API_KEY, None)  # a key is asked for where this server's user said so
+        return inherited | lent_environment(self.install, state_dir()) | told | metrics
 
 
 def check_port(host: str, port: int) -> None:
@@ -180,10 +195,14 @@ def check_port(host: str, port: int) -> None:
 
 @contextmanager
 def _run_dir() -> Iterator[Path]:
-    """For the engine's log and what its processes share; gone afterwards."""
+    """For the engine's log and what its processes share; gone afterwards, or when the next is made after a kill."""
     parent = state_dir() / "serving"
     parent.mkdir(exist_ok=True)
-    path = Path(tempfile.mkdtemp(dir=parent))
+    for left in parent.iterdir():
+        owner = left.name.partition("-")[0]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+    path = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent))
     for part in ("boards", "metrics"):
         (path / part).mkdir()
     try:
@@ -202,8 +221,9 @@ def _forwarded(log: Path, to: BinaryIO) -> Iterator[None]:
             while True:
                 last = over.is_set()
                 while chunk := file.read(1 << 16):
-                    to.write(chunk)
-                to.flush()
+                    with suppress(OSError, ValueError):  # whoever read it has gone: the engine goes on
+                        to.write(chunk)
+                        to.flush()
                 if last:
                     return
                 if file.tell() > LOG_BYTES:

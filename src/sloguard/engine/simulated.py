@@ -173,7 +173,16 @@ class SimulatedEngine:
             kv = KvCache(begun.memory.kv_blocks, settings.block_size, settings.enable_prefix_caching)
             limits = settings.limits(kv.blocks)
             return Replica(
-                kernel, policy, limits, kv, step_time, on_tokens, on_decline, lengths=Quantile(), step_scale=scale
+                kernel,
+                policy,
+                limits,
+                kv,
+                step_time,
+                on_tokens,
+                on_decline,
+                lengths=Quantile(),
+                step_scale=scale,
+                pace_from_first=True,
             )
 
         return simulate(requests, replica, request_timeout_s=self.timeouts.request_s)

@@ -5,6 +5,7 @@ cells    steps of like size (powers of two of their prefill tokens and of their 
          can't wash out what was learnt of prompts
 model    one piece of batch_time.py, so five coefficients, none negative: least squares of relative errors over the
          cells, drawn a little towards the piece before it, for what no cell tells
+drift    what no step has told of since the last fit is taken to have become slower or faster with everything else
 outliers a step that took more than OUTLIER times what was expected counts as that: kernels are compiled, and caches
          filled, on first use. The first steps are not believed at all
 
@@ -41,6 +42,7 @@ class LearningTime(OnlineTime):
         super().__init__(BatchTime((first,)))
         self._piece = first
         self._cells: dict[tuple[int, int], tuple[int, Array, float]] = {}  # steps, means of what, mean of seconds
+        self._fresh: set[tuple[int, int]] = set()  # cells with steps since the last fit
         self._seen = 0
 
     def observe(self, batch: Batch, seconds: float) -> None:
@@ -60,9 +62,14 @@ class LearningTime(OnlineTime):
         key = prefill.bit_length(), batch.decodes.bit_length()
         steps, mean, mean_s = self._cells.get(key, (0, what, seconds))
         weight = max(CELL_WEIGHT, 1 / (steps + 1))
+        self._fresh.add(key)
         self._cells[key] = steps + 1, mean + weight * (what - mean), mean_s + weight * (seconds - mean_s)
 
     def _fit(self) -> None:
+        for key in self._cells.keys() - self._fresh:
+            steps, mean, mean_s = self._cells[key]
+            self._cells[key] = steps, mean, mean_s * self.bias
+        self._fresh.clear()
         cells = list(self._cells.values())
         what = np.array([mean for _, mean, _ in cells])
         relative = np.sqrt([min(steps, TRUSTED_STEPS) for steps, _, _ in cells]) / [mean_s for _, _, mean_s in cells]

@@ -54,6 +54,7 @@ GENERATES = (
 HEADERS = {name.replace("_", "-"): name for name in FIELDS}
 LARGEST_BODY_BYTES = 64 << 20
 STALLED_S = 60.0  # without a step, though there is work
+SILENT_S = 5.0  # an engine that has nothing to do says nothing: what it said of its queue holds no longer
 LONGEST_RETRY_S = 60
 
 
@@ -178,10 +179,9 @@ class Door:
     def _check_load(self, best_effort: bool) -> None:
         if len(self._in_flight.since_s) >= self.options.max_requests:
             raise _Refused(429, f"the server has {self.options.max_requests} requests under way", retry_s=1)
-        notice = self._boards.read() if self._boards else None
-        if notice is None:
+        notice, now_s = self._boards.read() if self._boards else None, self._clock()
+        if notice is None or now_s - notice.step_s > SILENT_S:
             return
-        now_s = self._clock()
         self._wait.see(now_s, notice)
         wait_s, most_s = self._wait.wait_s(now_s), self.options.max_wait_s * (1 if best_effort else 2)
         if wait_s > most_s:

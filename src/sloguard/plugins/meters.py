@@ -22,8 +22,9 @@ OfSeveral = Literal["mostrecent", "livesum", "livemin"]  # what a gauge of sever
 GAUGES_EVERY_STEPS = 16  # those that look at every job
 
 
-def outcome(job: Job, last_token_s: float, completed: bool) -> str:
-    """Whether the engine kept the promise: TTFT from the arrival, TPOT as the mean after the first token.
+def outcome(job: Job, last_token_s: float, completed: bool, scale: float = 1.0) -> str:
+    """Whether the engine kept the promise: TTFT from the arrival, TPOT as the mean after the first token. What was
+    promised is `scale` times what the job was planned with.
 
     "met" | "missed" | "best-effort" (nothing was promised) | "aborted" (the client hung up).
     """
@@ -31,10 +32,10 @@ def outcome(job: Job, last_token_s: float, completed: bool) -> str:
         return "aborted"
     if job.ttft_s is None and job.tpot_s is None:
         return "best-effort"
-    if job.first_token_s is None or (job.ttft_s is not None and job.first_token_s - job.arrival_s > job.ttft_s):
+    if job.first_token_s is None or (job.ttft_s is not None and job.first_token_s - job.arrival_s > scale * job.ttft_s):
         return "missed"
     pace_s = _mean_pace_s(job, last_token_s)
-    return "missed" if job.tpot_s is not None and pace_s is not None and pace_s > job.tpot_s else "met"
+    return "missed" if job.tpot_s is not None and pace_s is not None and pace_s > scale * job.tpot_s else "met"
 
 
 def _mean_pace_s(job: Job, last_token_s: float) -> float | None:
@@ -75,8 +76,9 @@ class Meters:
         self._acceptance = gauge("draft_acceptance", "Share of tried draft tokens that were accepted, as learnt")
         self._bad_slos = counter("bad_slos", "Requests whose SLO fields could not be read, and were served without")
 
-    def finished(self, job: Job, last_token_s: float, completed: bool) -> None:
-        self._requests.labels(job.app, outcome(job, last_token_s, completed)).inc()
+    def finished(self, job: Job, last_token_s: float, completed: bool, scale: float = 1.0) -> None:
+        """See `outcome`."""
+        self._requests.labels(job.app, outcome(job, last_token_s, completed, scale)).inc()
         self._tiers.labels(job.tier.value).inc()
         if job.evictions:
             self._preempted.inc(job.evictions)

@@ -26,10 +26,15 @@ class Promise(BaseModel):
 
     @classmethod
     def of(cls, slo: StageSLO) -> Promise:
-        return cls(
-            ttft_ms=None if slo.ttft_s is None else slo.ttft_s * 1000,
-            tpot_ms=None if slo.tpot_s is None else slo.tpot_s * 1000,
-        )
+        """Raises SpecError for what is no time to promise."""
+        try:
+            return cls(
+                ttft_ms=None if slo.ttft_s is None else slo.ttft_s * 1000,
+                tpot_ms=None if slo.tpot_s is None else slo.tpot_s * 1000,
+            )
+        except ValidationError as error:
+            fix = f"Promise {SHORTEST_MS} to {LONGEST_MS:.0f} ms (a day)."
+            raise _spec_error("slo", error, fix) from error
 
     def slo(self) -> StageSLO:
         return StageSLO(
@@ -130,6 +135,11 @@ class StepTimes(BaseModel):
         if not given or any(not 5 <= len(values) <= most for values in given):
             raise ValueError(f"a batch time has at least one piece, and a piece 5 to {most} coefficients")
         return given
+
+    @model_validator(mode="after")
+    def _is_a_batch_time(self) -> Self:
+        self.batch_time()  # its error is a ValueError, which pydantic reports
+        return self
 
 
 class Options(_WithClasses):

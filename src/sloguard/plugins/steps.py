@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -16,6 +17,17 @@ from sloguard.perf.online import OnlineTime
 
 ACCEPTANCE_WEIGHT = 0.02  # of one draft token
 FIRST_ACCEPTANCE = 0.6
+
+
+@dataclass(slots=True)
+class Counts:
+    """Of steps, and why those that went without a plan did; of what else could not be done."""
+
+    planned: int = 0
+    faults: int = 0
+    overruns: int = 0
+    rested: int = 0  # steps without a plan after the planner took too long
+    evicted: int = 0
 
 
 class Acceptance:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FunctionType
 from typing import Any, TypeVar
@@ -38,7 +38,7 @@ from sloguard.perf.batch_time import Batch
 from sloguard.plugins.board import Board, Notice
 from sloguard.plugins.meters import GAUGES_EVERY_STEPS, Meters
 from sloguard.plugins.options import Options
-from sloguard.plugins.steps import Acceptance, Steps, batch_of
+from sloguard.plugins.steps import Acceptance, Counts, Steps, batch_of
 from sloguard.registry import load
 from sloguard.sched.asked import Asked, read_asked
 from sloguard.sched.counted_kv import NO_HITS, CountedKv, Hits
@@ -52,6 +52,7 @@ log = logging.getLogger("vllm.sloguard")  # below vLLM's own logger, so that it 
 METERS = Meters()  # names are taken once a process
 
 PLANNED = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
+PLANNED_SHARE = 0.97  # of what was promised: a client's clock has its server's and the network's time in it
 LONGEST_REST_STEPS = 1024
 REPORTED_FAULTS = 5
 LATEST_TOKENS = 16  # of which one may end the thoughts: a step yields no more
@@ -63,17 +64,6 @@ HOOKS = {  # what must be there, and by which of its names in the versions that 
     "preempt": ("_preempt_request",),
     "free": ("_free_request",),
 }
-
-
-@dataclass(slots=True)
-class Counts:
-    """Of steps, and why those that went without a plan did; of what else could not be done."""
-
-    planned: int = 0
-    faults: int = 0
-    overruns: int = 0
-    rested: int = 0  # steps without a plan after the planner took too long
-    evicted: int = 0
 
 
 class SloScheduler(Scheduler):
@@ -130,8 +120,7 @@ class SloScheduler(Scheduler):
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         plan = self._planned()
-        if self.slo_board is not None:
-            self._guarded(self._put_notice)
+        self._guarded(self._put_notice)
         output = super().schedule(*args, **kwargs) if plan is None else self._carried_out(plan, args, kwargs)
         if output.total_num_scheduled_tokens:
             self._guarded(lambda: self.slo_steps.begin(id(output), time.monotonic(), self._batch(output)))
@@ -171,7 +160,7 @@ class SloScheduler(Scheduler):
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         self._guarded(lambda: self._note_tokens(scheduler_output))
         if not self.requests:  # until the next request nobody would say that there are none
-            self._guarded(lambda: self.slo_meters.holds(self._slo_now_s, (), (), None))
+            self._guarded(self._say_idle)
         return outputs
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
@@ -227,6 +216,7 @@ class SloScheduler(Scheduler):
             self.kv_cache_manager.block_pool.get_num_free_blocks() // self._slo_groups,
             {job.id: -(-job.computed_tokens // self.block_size) for job in running},
             self._look_up,
+            self._owned,
         )
         drafts = Speculation(self.num_spec_tokens, self._slo_acceptance.rate) if self.num_spec_tokens else None
         limits = replace(
@@ -267,6 +257,10 @@ class SloScheduler(Scheduler):
         blocks, tokens, *_ = self.kv_cache_manager.get_computed_blocks(self.requests[job.id])
         return Hits(tokens, sum(block.ref_cnt == 0 for block in blocks.blocks[0])) if tokens else NO_HITS
 
+    def _owned(self, job: Job) -> int:
+        """Blocks that nobody else uses: what its eviction frees."""
+        return sum(block.ref_cnt == 1 for block in self.kv_cache_manager.get_blocks(job.id).blocks[0])
+
     def _job(self, request: Request) -> Job:
         """Arrivals are wall-clock times of the API server; planning knows only the monotonic clock."""
         asked = self._asked(request)
@@ -280,8 +274,8 @@ class SloScheduler(Scheduler):
             arrival_s=time.monotonic() - max(0.0, time.time() - request.arrival_time),
             prompt_tokens=request.num_prompt_tokens,
             output_tokens=request.max_tokens,
-            ttft_s=asked.slo.ttft_s,
-            tpot_s=tpot_s,
+            ttft_s=asked.slo.ttft_s and PLANNED_SHARE * asked.slo.ttft_s,
+            tpot_s=tpot_s and PLANNED_SHARE * tpot_s,
             app=asked.slo_class,
             priority=request.priority,
             stages_left=asked.stages_left,
@@ -312,11 +306,16 @@ class SloScheduler(Scheduler):
 
     # Telling.
 
+    def _say_idle(self) -> None:
+        self.slo_meters.holds(self._slo_now_s, (), (), None)
+        self._put_notice()
+
     def _put_notice(self) -> None:
+        if self.slo_board is None:
+            return
         waiting = [self._slo_jobs[request.request_id].tier for request in self.waiting]
         best_effort = waiting.count(Tier.BEST_EFFORT)
         notice = Notice(time.monotonic(), len(self.running), len(waiting) - best_effort, best_effort, self._slo_started)
-        assert self.slo_board is not None
         self.slo_board.put(notice)
 
     # Learning.
@@ -333,12 +332,13 @@ class SloScheduler(Scheduler):
             if request is None or job is None or not request.num_output_tokens:
                 continue
             if job.first_token_s is None:
-                job.first_token_s = self._slo_now_s
+                job.first_token_s, job.paced_from = self._slo_now_s, (self._slo_now_s, 1)
                 self._slo_started += 1
             asked = self._slo_thinking.get(request_id)
             if asked is not None and self.slo_options.think_end_token_id in request.output_token_ids[-LATEST_TOKENS:]:
                 del self._slo_thinking[request_id]
-                job.tpot_s, job.paced_from = asked.slo.tpot_s, (self._slo_now_s, request.num_output_tokens)
+                job.tpot_s = asked.slo.tpot_s and PLANNED_SHARE * asked.slo.tpot_s
+                job.paced_from = self._slo_now_s, request.num_output_tokens
 
     def _forget(self, request: Request) -> None:
         self._slo_thinking.pop(request.request_id, None)
@@ -348,10 +348,11 @@ class SloScheduler(Scheduler):
         job.generated_tokens = request.num_output_tokens
         completed = request.status != RequestStatus.FINISHED_ABORTED
         if completed and job.generated_tokens and job.first_token_s is None:
-            job.first_token_s = self._slo_now_s  # it ended with its first step
+            job.first_token_s = self._slo_now_s  # it ended with its first token
+            self._slo_started += 1
         if completed and job.generated_tokens:
             self.slo_lengths.finished(job)
-        self.slo_meters.finished(job, self._slo_now_s, completed)
+        self.slo_meters.finished(job, self._slo_now_s, completed, 1 / PLANNED_SHARE)
 
     def _batch(self, output: SchedulerOutput) -> Batch:
         computing = ((self.requests[name], tokens) for name, tokens in output.num_scheduled_tokens.items())

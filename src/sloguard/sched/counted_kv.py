@@ -24,7 +24,9 @@ NO_HITS = Hits()
 
 
 class CountedKv:
-    """`held` are the blocks of each running job, by id; `look_up` asks the engine's prefix cache, once a job."""
+    """`held` are the blocks of each running job, by id. `look_up` asks the engine's prefix cache, once a job; `owned`
+    says how many of a running job's blocks nobody else uses (None: all).
+    """
 
     def __init__(
         self,
@@ -33,10 +35,11 @@ class CountedKv:
         free_blocks: int,
         held: Mapping[str, int],
         look_up: Callable[[Job], Hits] = lambda job: NO_HITS,
+        owned: Callable[[Job], int] | None = None,
     ) -> None:
         self.blocks, self.block_tokens, self.free_blocks = blocks, block_tokens, free_blocks
         self._held = dict(held)
-        self._look_up = look_up
+        self._look_up, self._owned = look_up, owned
         self._hits: dict[str, Hits] = {}
 
     @property
@@ -69,7 +72,7 @@ class CountedKv:
         spare_blocks: int = 0,
     ) -> bool:
         size = job.known_tokens if whole else cached_tokens + tokens
-        return self._fits(job, cached_tokens, size, spare_blocks - sum(self._held[other.id] for other in gone))
+        return self._fits(job, cached_tokens, size, spare_blocks - sum(map(self._freed_by, gone)))
 
     def grow(self, job: Job, tokens: int) -> bool:
         missing = self._blocks_for(job.computed_tokens + tokens) - self._held[job.id]
@@ -81,7 +84,12 @@ class CountedKv:
         return True
 
     def release(self, job: Job) -> None:
-        self.free_blocks += self._held.pop(job.id)
+        self.free_blocks += self._freed_by(job)
+        del self._held[job.id]
+
+    def _freed_by(self, job: Job) -> int:
+        held = self._held[job.id]
+        return held if self._owned is None else min(held, self._owned(job))
 
     def _fits(self, job: Job, cached_tokens: int, size: int, spare_blocks: int) -> bool:
         return self._blocks_for(size) - self._shared(job, cached_tokens) + spare_blocks <= self.free_blocks

@@ -1,7 +1,8 @@
 """The next batch (SLOs-Serve, arXiv 2504.08784, algorithm 2).
 
 bound      the nearest token deadline ends the batch: of a decode, or of a prompt that can be finished by it; but no
-           batch is longer than the tightest pace, or whoever comes next waits too long
+           batch is longer than the tightest pace, or whoever comes next waits too long: without decodes it may be as
+           long as patience.py allows
 decodes    those that are due: whose window (one TPOT, or what a draft yields) opens before the batch ends; so looser
            tiers skip batches. Those that are not due yet take what prompts leave; without prompts all of them run
 prompts    fill the rest in order of deadline, the last one cut
@@ -29,16 +30,8 @@ from sloguard.sched.speculate import draft_tiers
 
 MARGIN = 1.02  # by which a step may take longer than predicted without a deadline being missed
 HOLD_STEPS = 256
-KEPT_SHARE = 0.1  # of the prefill tokens, for best-effort jobs once the eldest is `KEPT_AFTER_S` old
-KEPT_AFTER_S = 30.0
 SCARCE = 0.5  # share of the memory that promises take from which on all decodes run: who ends sooner frees it sooner
-LEFTOVERS = 0.5  # of a batch's time: beyond it best-effort jobs add none, for whoever comes next waits for its end
-
-
-def share_of(scene: Scene) -> float:
-    """The part of a batch's prefill tokens that is kept for best-effort jobs: it grows with the age of the eldest."""
-    eldest = scene.eldest
-    return KEPT_SHARE * min(1.0, max(0.0, scene.now_s - eldest.arrival_s) / KEPT_AFTER_S) if eldest else 0.0
+LEFTOVERS = 0.5  # of the time that promises leave of a batch, for best effort: whoever comes next waits for its end
 
 
 def tiers_of(view: View, scene: Scene, drafting: bool) -> Tiers:
@@ -96,7 +89,9 @@ class DynamicBatch:
         if later:
             self._decode(self._fitting(later, bound_s, kept))
         if best_effort or not scene.promised:
-            bound_s *= LEFTOVERS if scene.promised else 1
+            if scene.promised:
+                taken_s = self._seconds()
+                bound_s = min(bound_s, taken_s + LEFTOVERS * max(0.0, bound_s - taken_s))
             self._others(bound_s, max(kept, self._room(bound_s, 0)))
         if not self._tokens:
             self._something(prompts)
@@ -110,6 +105,8 @@ class DynamicBatch:
         scene, time = self._scene, self._time
         decodes = len(scene.decodes)
         bound_s = self._keepable_s()
+        if not decodes and self._patience_s < inf:
+            bound_s = max(bound_s, self._patience_s)
         if decodes:
             nearest_s = (min(scene.decodes)[0] - scene.now_s) / MARGIN
             shortest_s = time.seconds(Batch((), decodes, scene.kv_tokens))
@@ -166,6 +163,13 @@ class DynamicBatch:
         return due, [job for _, _, job in later]
 
     # Placing.
+
+    def _seconds(self) -> float:
+        """Of what is in the batch."""
+        if not self._placed:
+            return 0.0
+        drafts = self._drafted, self._draft_steps
+        return self._time.seconds(Batch(tuple(self._chunks), self._decodes, self._kv_tokens, *drafts))
 
     def _room(self, bound_s: float, context_tokens: int) -> int:
         """Tokens that the batch still takes of a prompt of which so many are there."""

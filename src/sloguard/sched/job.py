@@ -47,7 +47,8 @@ class Job:
     generated_tokens: int = 0
     evictions: int = 0
     first_token_s: float | None = None
-    paced_from: tuple[float, int] | None = None  # an instant, and the tokens there were: `tpot_s` counts from there on
+    paced_from: tuple[float, int] | None = None  # an instant, and the tokens there were: `tpot_s` counts from there on,
+    # not from when the first token was due at the latest. So a mean TPOT is kept, as clients measure it
 
     def __post_init__(self) -> None:
         self.stream = self.stream or self.id

@@ -111,15 +111,10 @@ class QoServe:
 
 def _chunk_tokens(now_s: float, placing: Placing) -> int:
     least_due_s, kv_tokens = FOREVER_S, 0
-    for job in placing.decodes:  # `Job.token_due_s`, without the calls
+    for job in placing.decodes:
         kv_tokens += job.computed_tokens + 1
-        if job.tpot_s is not None and job.tier is not Tier.BEST_EFFORT:
-            start_s = job.first_token_s or 0.0
-            if job.ttft_s is not None and job.arrival_s + job.ttft_s > start_s:
-                start_s = job.arrival_s + job.ttft_s
-            due_s = start_s + job.generated_tokens * job.tpot_s
-            if due_s < least_due_s:
-                least_due_s = due_s
+        if job.tier is not Tier.BEST_EFFORT:
+            least_due_s = min(least_due_s, job.token_due_s)
     if least_due_s == FOREVER_S:
         return MOST_TOKENS
     context = placing.prompts[0].computed_tokens if placing.prompts else 0

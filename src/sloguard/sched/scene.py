@@ -19,6 +19,8 @@ NO_TTFT_S = 10.0
 NO_TPOT_S = 1.0
 BROKEN_TOKENS = 5  # a pace is judged every 10 tokens with 5 % tolerance: half of that is recovered by shorter steps
 MAX_TIERS = 4
+KEPT_SHARE = 0.1  # of the prefill tokens, for best-effort jobs once the eldest is `KEPT_AFTER_S` old
+KEPT_AFTER_S = 30.0
 
 Due = tuple[float, int, Job]  # deadline, a number of its own that decides ties, job
 
@@ -98,11 +100,15 @@ def look(now_s: float, view: View) -> Scene:
         generated, computed = job.generated_tokens, job.computed_tokens
         if generated and computed + 1 == job.prompt_tokens + generated:
             tpot_s = job.tpot_s or NO_TPOT_S
-            start_s = job.first_token_s or 0.0
-            ttft_s = job.ttft_s
-            if ttft_s is not None and start_s < job.arrival_s + ttft_s:
-                start_s = job.arrival_s + ttft_s
-            due_s = start_s + generated * tpot_s
+            if job.paced_from is not None:
+                from_s, tokens = job.paced_from
+                due_s = from_s + (generated - tokens + 1) * tpot_s
+            else:
+                start_s = job.first_token_s or 0.0
+                ttft_s = job.ttft_s
+                if ttft_s is not None and start_s < job.arrival_s + ttft_s:
+                    start_s = job.arrival_s + ttft_s
+                due_s = start_s + generated * tpot_s
             if due_s < now_s - BROKEN_TOKENS * tpot_s:
                 due_s = now_s + tpot_s
             decodes.append((due_s, order, job))
@@ -124,6 +130,12 @@ def look(now_s: float, view: View) -> Scene:
     prompts.sort()
     scene.queue.sort()
     return scene
+
+
+def share_of(scene: Scene) -> float:
+    """The part of a batch's prefill tokens that is kept for best-effort jobs: it grows with the age of the eldest."""
+    eldest = scene.eldest
+    return KEPT_SHARE * min(1.0, max(0.0, scene.now_s - eldest.arrival_s) / KEPT_AFTER_S) if eldest else 0.0
 
 
 def pace_s(job: Job) -> float:

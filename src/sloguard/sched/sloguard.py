@@ -24,7 +24,7 @@ import numpy as np
 
 from sloguard.errors import SpecError
 from sloguard.perf.batch_time import Batch
-from sloguard.sched.dynamic_batch import KEPT_SHARE, MARGIN, SCARCE, DynamicBatch, share_of, tiers_of
+from sloguard.sched.dynamic_batch import MARGIN, SCARCE, DynamicBatch, tiers_of
 from sloguard.sched.job import Job, Tier
 from sloguard.sched.memory_ahead import MemoryAhead, Row
 from sloguard.sched.outlook import Outlook
@@ -33,7 +33,7 @@ from sloguard.sched.patience import Patience
 from sloguard.sched.pb_star import Tiers
 from sloguard.sched.plan import Plan
 from sloguard.sched.policy import View
-from sloguard.sched.scene import Due, Scene, look, prompt_due_s
+from sloguard.sched.scene import KEPT_SHARE, Due, Scene, look, prompt_due_s, share_of
 from sloguard.sched.scene import pace_s as pace_of_s
 from sloguard.sched.shed import Prompt, set_aside
 

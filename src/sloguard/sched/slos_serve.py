@@ -23,7 +23,7 @@ from math import ceil, inf
 
 from sloguard.errors import SpecError
 from sloguard.sched.admission import Demand, Problem, by_density
-from sloguard.sched.dynamic_batch import KEPT_SHARE, MARGIN, SCARCE, DynamicBatch, share_of, tiers_of
+from sloguard.sched.dynamic_batch import MARGIN, SCARCE, DynamicBatch, tiers_of
 from sloguard.sched.job import Job, Tier
 from sloguard.sched.memory_ahead import MemoryAhead, Row
 from sloguard.sched.outlook import Outlook
@@ -31,7 +31,7 @@ from sloguard.sched.patience import Patience
 from sloguard.sched.pb_star import PbStar, Tiers
 from sloguard.sched.plan import Plan
 from sloguard.sched.policy import View
-from sloguard.sched.scene import Scene, in_time, look, prompt_due_s
+from sloguard.sched.scene import KEPT_SHARE, Scene, in_time, look, prompt_due_s, share_of
 
 ADMISSIONS = ("auto", "dp", "greedy", "edf")
 REPLAN_ARRIVALS, REPLAN_FINISHES, REPLAN_S = 10, 6, 0.1

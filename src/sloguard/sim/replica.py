@@ -102,7 +102,8 @@ class Replica:
 
     `batch_time` is the truth; policies are told `predicted`, which learns from every step, or the truth where it is
     None. `step_scale` multiplies the seconds of successive steps (measurement noise); it must not end. `drafts_rng`
-    draws which drafts are accepted where `speculation` offers any.
+    draws which drafts are accepted where `speculation` offers any. With `pace_from_first` policies are held to a pace
+    from the first token on (a mean TPOT), else from when that was due at the latest (`TpotRule.DEADLINE`).
     Raises ValueError where the KV cache can't hold one sequence of `limits.max_model_len`.
     """
 
@@ -122,6 +123,7 @@ class Replica:
         speculation: Speculation | None = None,
         drafts_rng: np.random.Generator | None = None,
         planner: Planner = Planner(),
+        pace_from_first: bool = False,
     ) -> None:
         if kv.capacity_tokens < limits.max_model_len:
             raise ValueError(f"{kv.capacity_tokens} KV tokens can't hold one sequence of {limits.max_model_len}")
@@ -138,6 +140,7 @@ class Replica:
         self._scales: deque[float] = deque()  # drawn and not yet used: a run cut short leaves some for the next
         self._drafts = _Drafts(speculation, drafts_rng or np.random.default_rng(0)) if speculation else None
         self._planner = planner
+        self._pace_from_first = pace_from_first
         self._busy = False
         self._late: dict[str, Job] = {}  # with async lag: what came after the coming step was decided
         self._aborted: set[str] = set()
@@ -291,6 +294,8 @@ class Replica:
             job.generated_tokens += given
             if job.first_token_s is None:
                 job.first_token_s = now_s
+                if self._pace_from_first:
+                    job.paced_from = now_s, 1
             if job.generated_tokens >= job.output_tokens:
                 self._leave(job)
             served.setdefault(given, []).append(job)

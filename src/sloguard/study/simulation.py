@@ -31,7 +31,7 @@ from sloguard.sim.pools import Link, Pools, whole_prompts
 from sloguard.sim.replica import OnDecline, OnTokens, Planner, Replica
 from sloguard.sim.serve import Run, serve, simulate_cluster
 from sloguard.sim.settings import Settings, read_settings
-from sloguard.slo import NO_SLO
+from sloguard.slo import NO_SLO, TpotRule
 from sloguard.study.choice import Choice
 from sloguard.study.sim_spec import DISTSERVE, ENGINE_OPTIONS, SimSpec
 from sloguard.workload.scenarios import RATE_FLAG, Traced, resolve_slos, scenario_requests, trace_requests
@@ -295,6 +295,7 @@ def _replica(
             planner=Planner(
                 perf_counter if timed or spec.charge_planner else None, spec.charge_planner, spec.async_lag
             ),
+            pace_from_first=spec.tpot_rule is not TpotRule.DEADLINE,
         )
 
     return replica
