@@ -18,6 +18,9 @@ from typing import Any
 
 import pytest
 
+from demo_model import VLLM_PYTHON, needs_vllm
+from sloguard.engine.processes import STATE_DIR
+
 CLASSES = """
 default = "chat"
 [classes.chat]
@@ -294,3 +297,48 @@ def test_a_port_that_is_taken_is_one_line():
         _, said = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, said.count("\n")) == (2, 1)
     assert said.startswith(f"sloguard: --port = {port}")
+
+
+@pytest.mark.vllm
+@needs_vllm
+def test_a_real_vllm_keeps_promises_behind_the_door_and_drains(demo_tiny: Path, tmp_path: Path):
+    """Start, headers, a request that is no use, metrics of both processes, SIGTERM during an answer."""
+    (tmp_path / "classes.toml").write_text(CLASSES)
+    port = free_port()
+    arguments = ("enforce_eager=true", "max_model_len=2048", "gpu_memory_utilization=0.05", "kv_cache_memory_bytes=64M")
+    words = ["serve", "--model", str(demo_tiny), "--served-name", "tiny", "--engine-python", str(VLLM_PYTHON)]
+    words += ["--port", str(port), "--slo-classes", str(tmp_path / "classes.toml"), "--api-key-env", "THE_KEY"]
+    words += [word for pair in arguments for word in ("--engine-arg", pair)]
+    environment = {**os.environ, "THE_KEY": KEY, "HF_HUB_OFFLINE": "1", STATE_DIR: str(tmp_path / "state")}
+    with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("w+") as err:
+        process = subprocess.Popen([sys.executable, "-c", CODE, *words], stdout=out, stderr=err, env=environment)
+        try:
+            deadline_s = time.monotonic() + 180
+            while "is served at" not in (tmp_path / "err").read_text():
+                assert process.poll() is None, (tmp_path / "err").read_text()
+                assert time.monotonic() < deadline_s
+                time.sleep(0.2)
+            server = Server(process, port)  # type: ignore[arg-type]
+            fields = {"model": "tiny", "max_tokens": 4, "ignore_eos": True}
+            assert server.complete({"x-slo-class": "chat"}, **fields)[0] == 200
+            assert server.complete(vllm_xargs={"slo_tpot_ms": 9000}, **fields)[0] == 200
+            status, refusal = server.complete({"x-slo-ttft-ms": "soon"}, **fields)
+            assert (status, refusal["error"]["param"]) == (400, "slo_ttft_ms")
+            assert server.ask("/v1/models", key="wrong")[0] == 401
+            metrics = server.ask("/metrics", key=None)[1]
+            assert 'sloguard_requests_total{outcome="met",slo_class="chat"}' in metrics
+            assert "vllm:request_success_total" in metrics
+            with closing(server.connect()) as connection:
+                body = {"prompt": "Once", **fields, "max_tokens": 600, "stream": True}
+                headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+                connection.request("POST", "/v1/completions", json.dumps(body), headers)
+                response = connection.getresponse()
+                assert response.readline().startswith(b"data: {")
+                process.send_signal(signal.SIGTERM)
+                text = response.read().decode()
+            assert text.rstrip().endswith("data: [DONE]")
+            assert process.wait(timeout=60) == 0
+        finally:
+            process.kill()
+            process.wait()
+    assert not list((tmp_path / "state" / "serving").iterdir())

@@ -15,10 +15,15 @@ from paths import REPO
 from sloguard.sched.policy import POLICIES
 from vllm_cases import OLDEST_PYTHON, VLLM_PYTHON, random_case
 
-CASES = 30
+CASES = 20
 STOCK = {"policy": "fcfs", "plugin": False}
 
-pytestmark = [pytest.mark.vllm, pytest.mark.parametrize("python", [VLLM_PYTHON, OLDEST_PYTHON], ids=["0.32", "0.28"])]
+WAYS = pytest.mark.parametrize(
+    ("python", "asynchronous"),
+    [(VLLM_PYTHON, False), (VLLM_PYTHON, True), (OLDEST_PYTHON, True)],
+    ids=["0.32", "0.32-async", "0.28-async"],
+)
+pytestmark = pytest.mark.vllm
 
 
 def cases(seed: int, n: int = CASES, **fixed: Any) -> list[dict[str, Any]]:
@@ -26,7 +31,9 @@ def cases(seed: int, n: int = CASES, **fixed: Any) -> list[dict[str, Any]]:
     return [random_case(rng) | fixed for _ in range(n)]
 
 
-def drive(python: Path, given: list[dict[str, Any]], *asked: dict[str, Any]) -> list[list[dict[str, Any]]]:
+def drive(
+    given: list[dict[str, Any]], *asked: dict[str, Any], python: Path = VLLM_PYTHON
+) -> list[list[dict[str, Any]]]:
     """Of each that is asked, an answer for each case; everything has been served, and nothing is left behind."""
     if not python.exists():
         pytest.skip(f"no Python with vLLM at {python}: make test-vllm installs it")
@@ -57,42 +64,42 @@ def decisions(answers: list[dict[str, Any]]) -> list[Any]:
     return [answer["decisions"] for answer in answers]
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
+@WAYS
 def test_vllms_policy_in_the_plugin_decides_as_vllm(python: Path, asynchronous: bool):
     stock = {"policy": "fcfs", "plugin": False, "async": asynchronous}
     plugin = {"policy": "vllm", "plugin": True, "async": asynchronous}
-    theirs, ours = drive(python, cases(1, enable_prefix_caching=False), stock, plugin)
+    theirs, ours = drive(cases(1, enable_prefix_caching=False), stock, plugin, python=python)
     assert decisions(ours) == decisions(theirs)
-    assert sum(answer["left"]["planned"] for answer in ours) > 5_000
+    assert sum(answer["left"]["planned"] for answer in ours) > 3_000
     assert sum(answer["left"]["faults"] for answer in ours) == 0
 
 
-def test_with_a_prefix_cache_only_blocks_that_are_shared_within_a_step_are_seen_late(python: Path):
+def test_with_a_prefix_cache_only_blocks_that_are_shared_within_a_step_are_seen_late():
     plugin = {"policy": "vllm", "plugin": True}
-    theirs, ours = map(decisions, drive(python, cases(2, enable_prefix_caching=True), STOCK, plugin))
+    theirs, ours = map(decisions, drive(cases(2, enable_prefix_caching=True), STOCK, plugin))
     assert sum(a == b for a, b in zip(theirs, ours, strict=True)) >= 0.9 * CASES
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
+@WAYS
 def test_every_policy_serves_everything_inside_vllm(python: Path, asynchronous: bool):
     promises = {"slo_classes": {"tight": {"ttft_ms": 50, "tpot_ms": 2}}, "default_class": "tight"}
     asked = [{"policy": name, "plugin": True, "async": asynchronous, "options": promises} for name in POLICIES]
-    for one, answers in zip(asked, drive(python, cases(3, 5), *asked), strict=True):
+    for one, answers in zip(asked, drive(cases(3, 4), *asked, python=python), strict=True):
         for answer in answers:
             assert answer["left"]["planned"] > 0, one
             assert answer["left"]["faults"] == answer["left"]["steps in flight"] == 0, one
 
 
-def test_where_the_policy_fails_vllm_schedules_by_itself(python: Path):
+def test_where_the_policy_fails_vllm_schedules_by_itself():
     broken = {"policy": "broken_policies:Raises", "plugin": True}
-    theirs, answers = drive(python, cases(4, 10, enable_prefix_caching=False), STOCK, broken)
+    theirs, answers = drive(cases(4, 10, enable_prefix_caching=False), STOCK, broken)
     assert decisions(answers) == decisions(theirs)
     assert all(answer["left"]["faults"] > 0 < answer["left"]["planned"] for answer in answers)
 
 
-def test_a_slow_policy_is_asked_less_and_less(python: Path):
+def test_a_slow_policy_is_asked_less_and_less():
     slow = {"policy": "broken_policies:Slow", "plugin": True, "options": {"planner_budget_ms": 1.0}}
-    theirs, answers = drive(python, cases(5, 4, enable_prefix_caching=False), STOCK, slow)
+    theirs, answers = drive(cases(5, 4, enable_prefix_caching=False), STOCK, slow)
     assert decisions(answers) == decisions(theirs)
     for answer in answers:
         assert answer["left"]["planned"] == 0

@@ -28,7 +28,8 @@ class Probing(Fcfs):
         begun = any(not job.decoding for job in view.running)  # it is cut on as before
         if view.waiting and not begun:
             self._cutting = not self._cutting
-            self._share = van_der_corput(next(self._numbers))
+            if self._cutting:
+                self._share = van_der_corput(next(self._numbers))
         if not (self._cutting and limits.enable_chunked_prefill):
             return super().plan(now_s, view)
         most = limits.max_num_batched_tokens
