@@ -105,8 +105,10 @@ def deadline_ms(request: Request) -> int:
     return NEVER_MS if ttft_s is None else round((request.arrival_s + ttft_s) * 1000)
 
 
-def mixed_requests(rate: float, seconds: float, seed: int) -> list[Request]:
-    """Poisson arrivals for `seconds`, the classes in exactly their shares and random order; each rate draws anew."""
+def mixed_requests(rate: float, seconds: float, seed: int, promises: float = 1.0) -> list[Request]:
+    """Poisson arrivals for `seconds`, the classes in exactly their shares and random order; each rate draws anew.
+    `promises` is a factor of all limits.
+    """
     names = (seed, f"{rate:g}")
     n = max(len(CLASSES), round(rate * seconds))
     times_s = Poisson(rate).times(stream(names[0], "arrivals", names[1]), n).tolist()
@@ -116,9 +118,13 @@ def mixed_requests(rate: float, seconds: float, seed: int) -> list[Request]:
     low, high = OUTPUT_TOKENS
     outputs = stream(names[0], "lengths", names[1]).integers(low, high + 1, n).tolist()
     return [
-        Request(f"r{i}", times_s[i], (Stage(kind.prompt_tokens, outputs[i], kind.slo),), kind.name)
+        Request(f"r{i}", times_s[i], (Stage(kind.prompt_tokens, outputs[i], scaled(kind.slo, promises)),), kind.name)
         for i, kind in enumerate(dealt[at] for at in order)
     ]
+
+
+def scaled(slo: StageSLO, factor: float) -> StageSLO:
+    return StageSLO(slo.ttft_s and factor * slo.ttft_s, slo.tpot_s and factor * slo.tpot_s)
 
 
 @dataclass(slots=True)
@@ -129,6 +135,7 @@ class Servers:
     model: str
     logs: Path
     flags: Mapping[str, Any]  # of every arm
+    environment: Mapping[str, str]
     _held: ExitStack = field(default_factory=ExitStack)
     _running: dict[str, VllmServer] = field(default_factory=dict)
     _name: str = ""
@@ -158,6 +165,7 @@ class Servers:
         return {
             **os.environ,
             **offline,
+            **self.environment,
             "PYTHONPATH": paths,
             "PROMETHEUS_MULTIPROC_DIR": str(metrics),
             "VLLM_NO_USAGE_STATS": "1",
@@ -180,6 +188,14 @@ class Servers:
         self.await_empty(arm)
         return offered
 
+    def memory_bytes(self, arm: Arm) -> int:
+        """Of all processes of a server, resident."""
+        return sum(process.memory_info().rss for process in self._running[arm.name].process.members())
+
+    def address(self, arm: Arm) -> tuple[str, str]:
+        """Its URL, and the model's name for requests."""
+        return self._running[arm.name].base_url, self._name
+
     def await_empty(self, arm: Arm) -> None:
         give_up_s = time.monotonic() + EMPTY_LIMIT_S
         while any(value for name, value in self.samples(arm).items() if name.startswith(BUSY)):
@@ -194,10 +210,12 @@ class Servers:
 
 
 @contextmanager
-def serving(python: str, model: str, logs: Path, compiled: bool = False) -> Iterator[Servers]:
+def serving(
+    python: str, model: str, logs: Path, compiled: bool = False, environment: Mapping[str, str] | None = None
+) -> Iterator[Servers]:
     flags = COMMON if compiled else {**COMMON, "enforce_eager": True}
     with ExitStack() as held:
-        yield Servers(find_vllm(python), model, logs.absolute(), flags, held)
+        yield Servers(find_vllm(python), model, logs.absolute(), flags, environment or {}, held)
 
 
 def why(error: Died) -> str:

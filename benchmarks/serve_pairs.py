@@ -39,6 +39,7 @@ from serve_arms import (
     mixed_requests,
     plugin,
     priority,
+    scaled,
     serving,
     stock,
     why,
@@ -87,6 +88,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=5, help="at each rate")
     parser.add_argument("--screens", type=int, default=1, help="runs of each budget at each rate before")
     parser.add_argument("--seconds", type=float, default=20.0, help="of arrivals, of each run")
+    parser.add_argument("--promises", type=float, default=1.0, help="factor of all limits: a slow machine needs more")
     parser.add_argument("--tpot-rule", type=TpotRule, default=TpotRule.MEAN, choices=TpotRule)
     parser.add_argument("--out", type=Path, default=Path("serve-pairs"), help="directory of record and results")
     parser.add_argument("--quick", action="store_true", help="one pair of 15 s at two rates: does it work?")
@@ -124,7 +126,7 @@ def measure(log: JsonLog, options: argparse.Namespace) -> None:
             missing = [ask for ask in asks if ask.key not in runs]
             servers.start(list({ask.arm.name: ask.arm for ask in missing}.values()))
             for ask in missing:
-                record = one_run(servers, ask, options.seconds)
+                record = one_run(servers, ask, options.seconds, options.promises)
                 log.append("run", record)
                 runs.add(record)
                 say(record, options.tpot_rule)
@@ -166,13 +168,18 @@ def settings(options: argparse.Namespace, servers: Servers) -> dict[str, Any]:
         "vllm": servers.install.version,
         "seconds": options.seconds,
         "drain_s": DRAIN_S,
+        "promises": options.promises,
         "plugin_budget": PLUGIN_BUDGET,
         "budgets": options.budgets,
         "screens": options.screens,
         "flags": dict(servers.flags),
         "profile": options.profile is not None,
         "output_tokens": list(OUTPUT_TOKENS),
-        "classes": [[kind.name, kind.share, kind.prompt_tokens, kind.slo.ttft_s, kind.slo.tpot_s] for kind in CLASSES],
+        "classes": [
+            [kind.name, kind.share, kind.prompt_tokens, slo.ttft_s, slo.tpot_s]
+            for kind in CLASSES
+            for slo in (scaled(kind.slo, options.promises),)
+        ],
     }
 
 
@@ -185,9 +192,9 @@ def begin(log: JsonLog, asked: dict[str, Any]) -> None:
         raise LogError(f"{log.path}: is of other settings ({log.header().get('settings')}). Choose another --out.")
 
 
-def one_run(servers: Servers, ask: Ask, seconds: float) -> dict[str, Any]:
+def one_run(servers: Servers, ask: Ask, seconds: float, promises: float) -> dict[str, Any]:
     """Raises Died."""
-    requests = mixed_requests(ask.rate, seconds, ask.seed)
+    requests = mixed_requests(ask.rate, seconds, ask.seed, promises)
     before = servers.samples(ask.arm)
     began_s = time.monotonic()
     offered = servers.offer(ask.arm, requests, ask.seed, ask.arm.extra, seconds + DRAIN_S)

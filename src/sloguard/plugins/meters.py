@@ -67,6 +67,7 @@ class Meters:
         self._tpot = histogram("tpot_seconds", "Mean time of a token after the first", TPOT_S, "slo_class")
         self._preempted = counter("preemptions", "Requests that lost their KV memory to others")
         self._jobs = gauge("jobs", "Requests in the engine", "state", "tier", of_several="livesum")
+        self._tracked = gauge("tracked_requests", "Requests that the scheduler keeps records of", of_several="livesum")
         self._headroom = gauge("headroom_seconds", "Until the most urgent promised token is due", of_several="livemin")
         self._steps = counter("steps", "Engine steps, and whose order they kept", "order")
         self._planner = histogram("planner_seconds", "Deciding a step", PLANNER_S)
@@ -122,6 +123,10 @@ class Meters:
         self._headroom.set(urgent_s - now_s)
         if acceptance is not None:
             self._acceptance.set(acceptance)
+
+    def tracks(self, requests: int) -> None:
+        """More than are in the engine would be a leak."""
+        self._tracked.set(requests)
 
     def bad_slo(self) -> None:
         self._bad_slos.inc()

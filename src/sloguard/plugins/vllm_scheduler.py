@@ -115,8 +115,10 @@ class SloScheduler(Scheduler):
 
     def add_request(self, request: Request) -> None:
         super().add_request(request)
-        if request.request_id not in self._slo_jobs:
-            self._slo_jobs[request.request_id] = self._job(request)
+        name = request.request_id
+        if name not in self._slo_jobs:
+            made = self._guarded(lambda: self._job(request))
+            self._slo_jobs[name] = made or Job(name, time.monotonic(), request.num_prompt_tokens, request.max_tokens)
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         plan = self._planned()
@@ -231,6 +233,7 @@ class SloScheduler(Scheduler):
         self.slo_counts.evicted += len(plan.evict)
         if self.slo_counts.planned % GAUGES_EVERY_STEPS == 0:
             self.slo_meters.holds(now_s, running, waiting, self._slo_acceptance.rate if drafts else None)
+            self.slo_meters.tracks(len(self._slo_jobs))
         return plan
 
     def _seen(self, request: Request) -> Job:
@@ -308,6 +311,7 @@ class SloScheduler(Scheduler):
 
     def _say_idle(self) -> None:
         self.slo_meters.holds(self._slo_now_s, (), (), None)
+        self.slo_meters.tracks(len(self._slo_jobs))
         self._put_notice()
 
     def _put_notice(self) -> None:
