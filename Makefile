@@ -26,7 +26,8 @@ TORCH_VERSION ?= 2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 test-vllm: .venv/.installed .venv-vllm/.installed .venv-vllm-oldest/.installed ## Tests that start a real vLLM on the CPU
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10 -m vllm
+	$(BIN)/python -m pytest -n 2 -m vllm tests/plugins tests/sched
+	$(BIN)/python -m pytest -m vllm --ignore tests/plugins --ignore tests/sched
 
 test-bo: .venv-bo/.installed ## The conformance suite with BoTorch, which is an optional and large dependency
 	OMP_NUM_THREADS=1 .venv-bo/bin/python -m pytest -n auto tests/conformance -k constrained-bo
