@@ -17,6 +17,7 @@ from sloguard.cli.progress import StudyProgress, plain_console
 from sloguard.engine.lend import scheduler_arguments
 from sloguard.errors import SpecError
 from sloguard.optim.base import Goal
+from sloguard.plugins.options import Promise
 from sloguard.report.files import write_text_atomic
 from sloguard.report.tables import study_report
 from sloguard.space.flags import to_yaml
@@ -182,12 +183,11 @@ def _scheduling(spec: StudySpec, options: Mapping[str, Value]) -> dict[str, Valu
     policy = engine_policy(spec)
     if policy is None:
         return {}
-    promise = {"ttft_ms": policy.promise.ttft_s, "tpot_ms": policy.promise.tpot_s}
     return scheduler_arguments(
         {
             "policy": policy.name,
             "policy_options": {**policy.options, **options},
-            "slo_classes": {"default": {name: s * 1000 for name, s in promise.items() if s is not None}},
+            "slo_classes": {"default": Promise.of(policy.promise).model_dump(exclude_none=True)},
             "default_class": "default",
         }
     )

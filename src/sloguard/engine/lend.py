@@ -25,6 +25,7 @@ from sloguard.trial import Config, Value
 PACKAGE = Path(__file__).resolve().parents[1]
 OLDEST_PYTHON = (3, 11)
 OLDEST_VLLM = (0, 28, 0)
+OURS = ("scheduler_cls", "additional_config", "middleware")
 SCHEDULER = "sloguard.plugins.vllm_scheduler.SloScheduler"
 
 
@@ -55,6 +56,13 @@ def lent_environment(install: VllmInstall, state_dir: Path, env: Mapping[str, st
         raise SpecError(FIELD, install.python, problem, fix)
     paths = [str(lend_package(state_dir)), *filter(None, [env.get("PYTHONPATH")])]
     return {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+def refuse_ours(arguments: Mapping[str, Value]) -> None:
+    """Raises SpecError for an engine argument of the user's that the scheduler and the door are put in by."""
+    for name in OURS:
+        if name in arguments:
+            raise SpecError("--engine-arg", name, "is set by sloguard itself", "Drop it.")
 
 
 def check_hooks(install: VllmInstall) -> None:

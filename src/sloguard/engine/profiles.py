@@ -13,18 +13,19 @@ import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import platformdirs
 import psutil
 
 from sloguard.engine.gpu_detect import detect_gpu
 from sloguard.errors import LogError, SpecError
-from sloguard.perf.batch_time import BatchTime, Piece
+from sloguard.perf.batch_time import BatchTime
 from sloguard.perf.fit import MIN_SAMPLES, Residuals, Sample, by_stratum, fit, predict
 from sloguard.perf.gpus import known_gpu
+from sloguard.plugins.options import StepTimes
 from sloguard.rng import stream
 from sloguard.trial import Value
 
@@ -101,7 +102,6 @@ class Profile:
     made_at: str
 
     def to_text(self) -> str:
-        time = self.fitted.batch_time
         data = {
             "schema": SCHEMA,
             **asdict(self.key),
@@ -110,15 +110,7 @@ class Profile:
             "samples": self.fitted.samples,
             "slow_steps": self.fitted.slow_steps,
             "held_out": {kind: asdict(found) for kind, found in self.fitted.held_out.items()},
-            "batch_time": {
-                "pieces": [astuple(piece) for piece in time.pieces],
-                "curve": time.curve,
-                "cpu_step_s": time.cpu_step_s,
-                "cpu_sequence_s": time.cpu_sequence_s,
-                "launch_s": time.launch_s,
-                "draft_step_s": time.draft_step_s,
-                "graph_sizes": time.graph_sizes,
-            },
+            "batch_time": StepTimes.of(self.fitted.batch_time).model_dump(),
             "effective": dict(self.effective),
         }
         return json.dumps(data, indent=1, allow_nan=False) + "\n"
@@ -134,20 +126,11 @@ class Profile:
             config = tuple(sorted(data["config"].items()))
             key = ProfileKey(device, model, digest, str(data["engine_version"]), config)
             held_out = {str(kind): Residuals(**found) for kind, found in data["held_out"].items()}
-            fitted = Fitted(_batch_time(data["batch_time"]), held_out, int(data["samples"]), int(data["slow_steps"]))
+            time = StepTimes.read(data["batch_time"]).batch_time()
+            fitted = Fitted(time, held_out, int(data["samples"]), int(data["slow_steps"]))
             return cls(key, fitted, dict(data["effective"]), str(data["made_at"]))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"a field is missing or of another kind: {error}") from error
-
-
-def _batch_time(data: Mapping[str, Any]) -> BatchTime:
-    numbers = {name: float(data[name]) for name in ("cpu_step_s", "cpu_sequence_s", "launch_s", "draft_step_s")}
-    return BatchTime(
-        tuple(Piece(*map(float, piece)) for piece in data["pieces"]),
-        graph_sizes=tuple(map(int, data["graph_sizes"])),
-        curve=tuple((int(tokens), float(slope)) for tokens, slope in data["curve"]),
-        **numbers,
-    )
 
 
 def profile_key(model: str, device: str, engine_version: str, arguments: Mapping[str, Value]) -> ProfileKey:

@@ -14,14 +14,14 @@ from typing import Any
 
 from sloguard.crash import diagnose
 from sloguard.engine.base import OnPhase, Timeouts
-from sloguard.engine.lend import lent_environment, scheduler_arguments
+from sloguard.engine.lend import check_hooks, lent_environment, refuse_ours, scheduler_arguments
 from sloguard.engine.probes import PAUSE_S, SLACK, Asked, EngineLimits, Probe, probe_plan, warm_up
 from sloguard.engine.processes import state_dir
 from sloguard.engine.step_log import read_step_log
 from sloguard.engine.vllm import LOG, VllmEngine
 from sloguard.engine.vllm_install import find_vllm
 from sloguard.engine.vllm_server import Died, VllmServer
-from sloguard.errors import LogError, SloguardError, SpecError
+from sloguard.errors import LogError, SloguardError
 from sloguard.load.drive import Progress, offer
 from sloguard.load.target import Target
 from sloguard.perf.fit import Sample, stratum
@@ -35,7 +35,6 @@ CRASH_LOG = "profile-engine.log"
 POLICY = "sloguard.sched.probing:Probing"
 ROUND_S = 5.0  # of probes that are offered together; between rounds the log is read
 LARGEST_PROBE = 1 / 30  # of the time there is
-OURS = ("scheduler_cls", "additional_config")
 PATIENT = Timeouts(server_start_s=600.0, preflight_s=60.0)  # nothing is tuned here: a slow start is no result
 
 
@@ -68,11 +67,11 @@ def profiling_engine(
     model: str, python: str | None, fixed: Mapping[str, Value], gpu: str | None, step_log: Path
 ) -> VllmEngine:
     """It serves with sloguard's scheduler and logs its steps. Raises SpecError for what can't be started."""
-    for name in OURS:
-        if name in fixed:
-            raise SpecError("--engine-arg", name, "is set by sloguard itself", "Drop it.")
+    refuse_ours(fixed)
     ours = scheduler_arguments({"policy": POLICY, "step_log": str(step_log)})
-    env = lent_environment(find_vllm(python), state_dir())
+    install = find_vllm(python)
+    check_hooks(install)
+    env = lent_environment(install, state_dir())
     return VllmEngine(model, python=python, fixed={**fixed, **ours}, gpu=gpu, timeouts=PATIENT, env=env)
 
 

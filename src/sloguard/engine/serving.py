@@ -24,7 +24,7 @@ from typing import BinaryIO
 import psutil
 
 from sloguard.engine.http_probe import ask
-from sloguard.engine.lend import check_hooks, lent_environment, scheduler_arguments
+from sloguard.engine.lend import check_hooks, lent_environment, refuse_ours, scheduler_arguments
 from sloguard.engine.processes import GRACE_S, reap_orphans, state_dir
 from sloguard.engine.profiles import device_name, find, profile_key
 from sloguard.engine.slo_classes import SloClasses
@@ -37,7 +37,6 @@ from sloguard.space.flags import to_flags
 from sloguard.trial import Value
 
 DOOR_CLASS = "sloguard.plugins.door.Door"
-OURS = ("scheduler_cls", "additional_config", "middleware")
 POLL_S = 0.2
 LOG_BYTES = 64 << 20  # a server's log is forwarded as it grows, and begun anew from this size on
 
@@ -74,9 +73,7 @@ class VllmServing:
         self.setup = setup
         self.model = checked_model(setup.model)
         self.arguments = checked_arguments(setup.arguments, 1)
-        for name in OURS:
-            if name in self.arguments:
-                raise SpecError("--engine-arg", name, "is set by sloguard itself", "Drop it.")
+        refuse_ours(self.arguments)
         self.install = find_vllm(setup.python)
         check_hooks(self.install)
         check_port(setup.host, setup.port)

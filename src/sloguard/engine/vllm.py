@@ -23,7 +23,7 @@ import psutil
 from sloguard.engine import gpu_memory
 from sloguard.engine.base import EnginePolicy, EngineSetup, Facts, OnPhase, Run, Timeouts, ignore_phase
 from sloguard.engine.gpu_detect import detect_gpu
-from sloguard.engine.lend import check_hooks, lent_environment, scheduler_arguments, serve_command
+from sloguard.engine.lend import check_hooks, lent_environment, refuse_ours, scheduler_arguments, serve_command
 from sloguard.engine.loading import WARMUP_REQUESTS, offer_load
 from sloguard.engine.model_files import known_model_shape
 from sloguard.engine.processes import GRACE_S, reap_orphans, state_dir
@@ -104,6 +104,7 @@ class VllmEngine:
         self.policy = policy
         self._extra_env = dict(env or {})
         if policy is not None:
+            refuse_ours(self.fixed)
             check_hooks(self.install)
             self._extra_env |= lent_environment(self.install, state_dir())
         self._seed, self._warmup = seed, warmup

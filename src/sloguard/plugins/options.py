@@ -117,6 +117,15 @@ class StepTimes(BaseModel):
             graph_sizes=list(time.graph_sizes),
         )
 
+    @classmethod
+    def read(cls, given: Any) -> StepTimes:
+        """Raises ValueError, in one line."""
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, ('batch_time', *first['loc'])))}: {first['msg']}") from error
+
     def batch_time(self) -> BatchTime:
         return BatchTime(
             tuple(Piece(*values) for values in self.pieces),
