@@ -97,3 +97,15 @@ def test_where_nothing_was_drafted_nothing_is_learnt():
     learnt = Acceptance()
     learnt.tried(0, 0)
     assert learnt.rate == FIRST_ACCEPTANCE
+
+
+def test_drafts_get_another_chance_after_a_while():
+    learnt = Acceptance()
+    learnt.tried(200, 0)
+    for _ in range(5):
+        before = learnt.rate
+        learnt.untried()
+        assert before < learnt.rate < FIRST_ACCEPTANCE
+    for _ in range(2000):
+        learnt.untried()
+    assert learnt.rate == pytest.approx(FIRST_ACCEPTANCE, abs=0.01)

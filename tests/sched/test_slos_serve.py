@@ -197,6 +197,16 @@ def test_drafts_are_verified_only_with_speculation():
         assert made.tokens["d"] >= longest if speculation else made.tokens["d"] == longest
 
 
+@pytest.mark.parametrize(("acceptance", "verified"), [(0.8, 5), (0.0, 1)])
+def test_best_effort_drafts_what_pays_in_the_time_that_promises_leave(acceptance: float, verified: int):
+    kv = KvCache(1000)
+    spare = decoding(kv, job("spare", ttft_s=None, tpot_s=None), tier=Tier.BEST_EFFORT)
+    promised = decoding(kv, job("promised", tpot_s=0.3))
+    for running in ([spare], [spare, promised]):
+        made = plan(SlosServe(), running, (), kv, speculation=Speculation(4, acceptance))
+        assert made.tokens["spare"] == verified
+
+
 # Best effort and memory.
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import product
+from math import inf
 
 import pytest
 from hypothesis import assume, example, given
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from sloguard.perf.batch_time import Batch, BatchTime, Piece
 from sloguard.sched.policy import Speculation
-from sloguard.sched.speculate import LONGEST, accepted, draft_tiers
+from sloguard.sched.speculate import LONGEST, accepted, draft_tiers, spare_draft
 
 TIME = BatchTime((Piece(20e-3, 70e-6, 80e-6, 1e-8, 0.0),), draft_step_s=1e-3)
 
@@ -73,3 +74,28 @@ def test_tiers_without_decodes_yet_are_given_lengths_too():
 def test_overloaded_decodes_still_get_lengths_within_bounds():
     tiers = draft_tiers(TIME, [0.03], (5000,), Speculation(4, 0.7))
     assert 1 <= tiers.verified[0] <= 5
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 500), st.integers(0, 500)), max_size=3),
+    st.integers(0, 20),
+    st.integers(1, 60),
+    st.floats(0, 1),
+    st.integers(1, 6),
+    st.sampled_from([0.03, 0.1, inf]),
+)
+def test_without_a_pace_drafts_are_as_long_as_yields_most(
+    chunks: list[tuple[int, int]], others: int, decodes: int, alpha: float, longest: int, within_s: float
+):
+    def seconds(verified: int) -> float:
+        drafts = decodes * (verified - 1), verified - 1
+        return TIME.seconds(Batch(tuple(chunks), others + decodes, 1000, *drafts))
+
+    def rate(verified: int) -> float:
+        return (others + sum(n for n, _ in chunks) + decodes * accepted(verified, alpha)) / seconds(verified)
+
+    batch = Batch(tuple(chunks), others, 400)
+    got = spare_draft(TIME, batch, decodes, 600, Speculation(longest - 1, alpha), within_s)
+    assert got == 1 or seconds(got) <= within_s
+    allowed = [verified for verified in range(1, longest + 1) if verified == 1 or seconds(verified) <= within_s]
+    assert rate(got) == pytest.approx(max(map(rate, allowed)))

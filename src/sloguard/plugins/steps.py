@@ -17,6 +17,7 @@ from sloguard.perf.online import OnlineTime
 
 ACCEPTANCE_WEIGHT = 0.02  # of one draft token
 FIRST_ACCEPTANCE = 0.6
+FADING = 0.005  # a step
 
 
 @dataclass(slots=True)
@@ -32,7 +33,8 @@ class Counts:
 
 class Acceptance:
     """The probability that a draft token is accepted if all before it were, as learnt: each that was tried counts,
-    those accepted and the first that was not.
+    those accepted and the first that was not. It fades while none is tried, so that drafts get another chance: text
+    that could not be guessed may since have become easy.
     """
 
     def __init__(self) -> None:
@@ -41,6 +43,10 @@ class Acceptance:
     def tried(self, drafted: int, accepted: int) -> None:
         for won in [1.0] * accepted + [0.0] * (accepted < drafted):
             self.rate += ACCEPTANCE_WEIGHT * (won - self.rate)
+
+    def untried(self) -> None:
+        """A step without drafts."""
+        self.rate += FADING * (FIRST_ACCEPTANCE - self.rate)
 
 
 def batch_of(rows: Iterable[tuple[int, int, int]]) -> Batch:

@@ -328,7 +328,13 @@ class SloScheduler(Scheduler):
         took = self.slo_steps.end(id(output), self._slo_now_s)
         if took is not None:
             self.slo_meters.stepped(*took, self.slo_steps.time)
-        self._learn_acceptance(output, result)
+        drafts = output.scheduled_spec_decode_tokens
+        for request_id, drafted in drafts.items():
+            index = result.req_id_to_index.get(request_id)
+            if index is not None and result.sampled_token_ids:
+                self._slo_acceptance.tried(len(drafted), max(0, len(result.sampled_token_ids[index]) - 1))
+        if not drafts:
+            self._slo_acceptance.untried()
 
     def _note_tokens(self, output: SchedulerOutput) -> None:
         for request_id in output.num_scheduled_tokens:
@@ -362,12 +368,6 @@ class SloScheduler(Scheduler):
         computing = ((self.requests[name], tokens) for name, tokens in output.num_scheduled_tokens.items())
         # vLLM has counted the tokens of the step as computed already.
         return batch_of((n, request.num_computed_tokens - n, request.num_prompt_tokens) for request, n in computing)
-
-    def _learn_acceptance(self, output: SchedulerOutput, result: Any) -> None:
-        for request_id, drafted in output.scheduled_spec_decode_tokens.items():
-            index = result.req_id_to_index.get(request_id)
-            if index is not None and result.sampled_token_ids:
-                self._slo_acceptance.tried(len(drafted), max(0, len(result.sampled_token_ids[index]) - 1))
 
 
 class AsyncSloScheduler(SloScheduler, AsyncScheduler):

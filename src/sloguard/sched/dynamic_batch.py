@@ -26,7 +26,7 @@ from sloguard.sched.pb_star import Tiers
 from sloguard.sched.plan import Plan
 from sloguard.sched.policy import View
 from sloguard.sched.scene import Due, Scene
-from sloguard.sched.speculate import draft_tiers
+from sloguard.sched.speculate import draft_tiers, spare_draft
 
 MARGIN = 1.02  # by which a step may take longer than predicted without a deadline being missed
 HOLD_STEPS = 256
@@ -34,10 +34,10 @@ SCARCE = 0.5  # share of the memory that promises take from which on all decodes
 LEFTOVERS = 0.5  # of the time that promises leave of a batch, for best effort: whoever comes next waits for its end
 
 
-def tiers_of(view: View, scene: Scene, drafting: bool) -> Tiers:
+def tiers_of(view: View, scene: Scene) -> Tiers:
     """How often each tier must be served, and with which drafts where the engine offers them."""
     offered, tpots_s = view.speculation, [tpot_s / MARGIN for tpot_s in scene.tpots_s]
-    if not (drafting and offered and offered.max_draft_tokens and tpots_s):
+    if not (offered and offered.max_draft_tokens and tpots_s):
         return Tiers.plain(tpots_s)
     return draft_tiers(view.time, tpots_s, scene.n, offered, scene.kv_tokens / max(sum(scene.n), 1))
 
@@ -68,7 +68,7 @@ class DynamicBatch:
         self._tokens: dict[str, int] = {}
         self._admit: dict[str, int] = {}
         self._evicted: dict[str, Job] = {}
-        self._spare = sorted(scene.spare, key=lambda job: job.arrival_s)  # best-effort jobs that still run
+        self._spare = sorted(scene.spare, key=lambda job: (job.arrival_s, job.id))  # best-effort jobs that still run
         self._eldest = scene.eldest if kept_share else None
         self._chunks: list[tuple[int, int]] = []
         self._queued = {job.id for _, _, job in scene.queue}
@@ -90,7 +90,7 @@ class DynamicBatch:
             self._decode(self._fitting(later, bound_s, kept))
         if best_effort or not scene.promised:
             if scene.promised:
-                taken_s = self._seconds()
+                taken_s = self._time.seconds(self._batch()) if self._placed else 0.0
                 bound_s = min(bound_s, taken_s + LEFTOVERS * max(0.0, bound_s - taken_s))
             self._others(bound_s, max(kept, self._room(bound_s, 0)))
         if not self._tokens:
@@ -164,12 +164,9 @@ class DynamicBatch:
 
     # Placing.
 
-    def _seconds(self) -> float:
-        """Of what is in the batch."""
-        if not self._placed:
-            return 0.0
-        drafts = self._drafted, self._draft_steps
-        return self._time.seconds(Batch(tuple(self._chunks), self._decodes, self._kv_tokens, *drafts))
+    def _batch(self) -> Batch:
+        """What is in it so far."""
+        return Batch(tuple(self._chunks), self._decodes, self._kv_tokens, self._drafted, self._draft_steps)
 
     def _room(self, bound_s: float, context_tokens: int) -> int:
         """Tokens that the batch still takes of a prompt of which so many are there."""
@@ -190,10 +187,10 @@ class DynamicBatch:
             room = min(room, fits)
         return room
 
-    def _decode(self, jobs: Iterable[Job]) -> None:
-        """A token for each of these, or what its tier verifies."""
+    def _decode(self, jobs: Iterable[Job], verified: int = 0) -> None:
+        """A token for each of these, or as many as are `verified`, or what its tier verifies."""
         tokens, evicted, kv = self._tokens, self._evicted, self._kv
-        drafting = max(self._tiers.verified, default=1) > 1
+        drafting = (verified or max(self._tiers.verified, default=1)) > 1
         left = self._max_tokens - self._placed
         count = kv_tokens = 0
         wanted = 1
@@ -204,7 +201,7 @@ class DynamicBatch:
                 continue
             if drafting:
                 known = self._view.limits.max_model_len - job.known_tokens
-                wanted = max(1, min(self._tiers.verified[self._scene.tier_of(job)], known, left))
+                wanted = max(1, min(verified or self._tiers.verified[self._scene.tier_of(job)], known, left))
             given = wanted if kv.grow(job, wanted) else 1  # nobody is evicted for a draft
             if given == wanted > 1 or kv.grow(job, 1) or self._make_room(job, 1):
                 tokens[job.id] = given
@@ -341,13 +338,14 @@ class DynamicBatch:
         """Best-effort jobs within `room` tokens, or as many decodes as fit: the eldest, then those that run, decodes
         first, then the queue.
         """
-        scene = self._scene
-        if self._eldest:
-            room -= self._serve(self._eldest, room, self._eldest in scene.idle)
-        decodes = [job for job in scene.spare if job.decoding and job is not self._eldest]
-        fitting = self._fitting(decodes, bound_s)
-        for job in fitting if len(fitting) >= room else decodes[: max(room, 0)]:
-            room -= self._serve(job, 1, False)
+        scene, eldest = self._scene, self._eldest
+        if eldest and not (eldest.decoding and eldest in self._spare):
+            room -= self._serve(eldest, room, eldest in scene.idle)
+        decodes = [job for job in self._spare if job.decoding]
+        fitting, before = self._fitting(decodes, bound_s), self._placed
+        chosen = fitting if len(fitting) >= room else decodes[: max(room, eldest in decodes)]
+        self._decode(chosen, self._spare_draft(chosen, bound_s))
+        room -= self._placed - before
         for job in scene.spare:
             if room > 0 and job is not self._eldest and not job.decoding:
                 room -= self._serve(job, room, False)
@@ -358,19 +356,19 @@ class DynamicBatch:
                     break
                 room -= placed
 
+    def _spare_draft(self, decodes: Sequence[Job], bound_s: float) -> int:
+        """Tokens that each of these best-effort decodes verifies."""
+        offered = self._view.speculation
+        if not (offered and decodes):
+            return 1
+        kv_tokens = sum(job.computed_tokens + 1 for job in decodes)
+        return spare_draft(self._time, self._batch(), len(decodes), kv_tokens, offered, bound_s)
+
     def _serve(self, job: Job, room: int, waits: bool) -> int:
-        """Tokens given to a best-effort job, up to `room`."""
+        """Tokens of a best-effort job's prompt that are placed, up to `room`."""
         if job.id in self._evicted or self._placed >= self._max_tokens:
             return 0
-        if not job.decoding or waits:
-            return self._place(job, min(room, self._max_tokens - self._placed), waits)
-        if not (self._kv.grow(job, 1) or self._make_room(job, 1)):
-            return 0
-        self._tokens[job.id] = 1
-        self._decodes += 1
-        self._kv_tokens += job.computed_tokens + 1
-        self._placed += 1
-        return 1
+        return self._place(job, min(room, self._max_tokens - self._placed), waits)
 
     def _something(self, prompts: Sequence[Due]) -> None:
         """The batch is empty: no deadline may keep an engine idle that has work."""

@@ -73,13 +73,15 @@ class Sloguard:
         self._outlook = Outlook(cautious=False)
 
     def plan(self, now_s: float, view: View) -> Plan:
+        if not self.speculation:
+            view = replace(view, speculation=None)
         scene = look(now_s, view)
         self._outlook.learn(view, (job for _, _, job in scene.queue))
         hopeless = self._hopeless(view, scene)
         scene.set_tiers(scene.new)
         if scene.tpots_s:
             self._pace_s = scene.tpots_s[0]
-        tiers = tiers_of(view, scene, self.speculation)
+        tiers = tiers_of(view, scene)
         pace_s = min(tiers.tau_s, default=self._pace_s)
         new = list(scene.new)
         declined = hopeless

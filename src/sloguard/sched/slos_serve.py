@@ -86,6 +86,8 @@ class SlosServe:
         self._pace_s = inf  # the tightest TPOT seen last: whoever comes next may ask for it
 
     def plan(self, now_s: float, view: View) -> Plan:
+        if not self.speculation:
+            view = replace(view, speculation=None)
         scene = look(now_s, view)
         self._arrivals += len(scene.new)
         self._patience.see(scene.new)
@@ -93,7 +95,7 @@ class SlosServe:
         self._outlook.learn(view, (job for _, _, job in scene.queue))
         offers = self._offers(scene)
         scene.set_tiers(offers)
-        tiers = tiers_of(view, scene, self.speculation)
+        tiers = tiers_of(view, scene)
         self._pace_s = pace_s = min(tiers.tau_s, default=self._pace_s)
         kept_share = share_of(scene) if self.best_effort else 0.0
         declined = self._decide(view, scene, tiers, kept_share, offers) if offers else ()

@@ -63,6 +63,33 @@ def draft_tiers(
     return Tiers(tau_s, tuple(verified))
 
 
+def spare_draft(
+    time: StepTime, batch: Batch, decodes: int, kv_tokens: int, offered: Speculation, longest_s: float
+) -> int:
+    """Tokens that each of `decodes` without a pace verifies beside a `batch`: those by which the engine yields most a
+    second; 1 where no draft ends within `longest_s`. Together they read `kv_tokens`.
+    """
+    alpha = min(max(offered.acceptance, 0.0), 1.0)
+    others = batch.decodes + sum(tokens for tokens, _ in batch.chunks)
+    best = 0.0, 1
+    for verified in range(1, min(LONGEST, offered.max_draft_tokens + 1) + 1):
+        seconds = time.seconds(
+            Batch(
+                batch.chunks,
+                batch.decodes + decodes,
+                batch.kv_tokens + kv_tokens,
+                batch.draft_tokens + decodes * (verified - 1),
+                max(batch.draft_steps, verified - 1),
+            )
+        )
+        if verified > 1 and seconds > longest_s:
+            break
+        yielded = (others + decodes * accepted(verified, alpha)) / seconds
+        if yielded > best[0]:
+            best = yielded, verified
+    return best[1]
+
+
 def _needed(tpot_s: float, bottleneck_tpot_s: float, length: int, alpha: float) -> int:
     """sl_k that keeps up with a bottleneck of this length; more than `LONGEST` where none does."""
     if alpha >= 1 - ROUNDING:
