@@ -83,7 +83,7 @@ async def _soak(servers: Servers, arm: Arm, options: argparse.Namespace) -> int:
     await asyncio.gather(*under_way)
     sampled.cancel()
     await asyncio.sleep(5)
-    left = {name: sum(v for key, v in servers.samples(arm).items() if key.startswith(name)) for name in EMPTY}
+    left = held(servers, arm)
     grown = growth_mib(memory_mib)
     print(f"ends: {dict(ends)}\nleft behind: {left}\nmemory grew by {grown:.1f} MiB after the first quarter")
     return 0 if not any(left.values()) and grown <= options.most_growth else 1
@@ -93,12 +93,20 @@ async def _sample(servers: Servers, arm: Arm, ends: Counter[str], began_s: float
     while True:
         await asyncio.sleep(SAMPLE_S)
         memory_mib.append(servers.memory_bytes(arm) / 2**20)
-        found = await asyncio.to_thread(servers.samples, arm)
-        now = {name: sum(v for key, v in found.items() if key.startswith(name)) for name in EMPTY}
+        now = await asyncio.to_thread(held, servers, arm)
         at_s = asyncio.get_running_loop().time() - began_s
         names = [name.rpartition(":")[2].removeprefix("sloguard_") for name in now]
         shown = "  ".join(f"{name} {value:g}" for name, value in zip(names, now.values(), strict=True))
         print(f"{at_s / 60:5.1f} min  {memory_mib[-1]:7.1f} MiB  {shown}  {dict(ends)}", flush=True)
+
+
+def held(servers: Servers, arm: Arm) -> dict[str, float]:
+    """Raises KeyError for what the server does not tell: that would not be nothing."""
+    found = servers.samples(arm)
+    values = {name: [value for key, value in found.items() if key.startswith(name)] for name in EMPTY}
+    if untold := [name for name, of in values.items() if not of]:
+        raise KeyError(f"not among the server's metrics: {', '.join(untold)}")
+    return {name: sum(of) for name, of in values.items()}
 
 
 def growth_mib(memory_mib: list[float]) -> float:

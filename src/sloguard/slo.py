@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+BEST_EFFORT = "best-effort"  # the class of what is promised nothing
+
 
 class Judgement(StrEnum):
     """Outcome of holding a measurement against a promise. `UNKNOWN` is never a pass."""

@@ -65,7 +65,7 @@ def test_the_best_can_be_served_as_it_stands(study: tuple[Path, str]):
     [
         (f"{PROMISES} --policy fastest", "--policy = 'fastest'"),
         (f"{PROMISES} --policy sloguard:busy=7", "--policy = 'sloguard:busy=7'"),
-        (f"{PROMISES} --policy vllm,sloguard", "an engine has one"),
+        (f"{PROMISES} --policy vllm,sloguard", "is more than one"),
         ("--slo-latency-p99 5000 --policy sloguard", "end-to-end limit alone"),
     ],
 )

@@ -249,7 +249,7 @@ def test_records_of_another_boot_or_container_are_left_alone(
     process, run_id, _ = owner(SLEEPER, tmp_path)
     end(process)
     with monkeypatch.context() as patch:
-        patch.setattr(processes, "_place", lambda: "elsewhere")
+        patch.setattr(processes, "place", lambda: "elsewhere")
         assert reap_orphans() == []
         assert len(records(state)) == len(alive_with(run_id)) == 1
     assert len(reap_orphans()) == 1

@@ -80,6 +80,26 @@ def test_websockets_need_the_key_and_none_is_opened_once_the_server_drains():
     asyncio.run(run())
 
 
+def test_a_websocket_is_under_way_until_it_closes_and_is_no_hang():
+    async def run() -> None:
+        over, clock = asyncio.Event(), [0.0]
+
+        async def talks(*_: object) -> None:
+            await over.wait()
+
+        door = Door(talks, OPTIONS, lambda: clock[0])
+        talk = asyncio.create_task(opened(door, KEY))
+        await asyncio.sleep(0)
+        clock[0] = 1e6
+        assert (await call(door, "/sloguard/status", headers=TOKEN, method="GET")).json["in_flight"] == 1
+        assert (await call(door, "/ready", method="GET")).status == 200
+        over.set()
+        await talk
+        assert (await call(door, "/sloguard/status", headers=TOKEN, method="GET")).json["in_flight"] == 0
+
+    asyncio.run(run())
+
+
 def test_a_lifespan_is_the_apps():
     async def never(*_: object) -> None:
         raise AssertionError

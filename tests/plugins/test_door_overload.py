@@ -27,12 +27,13 @@ def test_best_effort_is_refused_first(tmp_path: Path, waiting: int, best_effort:
             assert "overloaded" in refusal(answer)[2]
 
 
-def test_what_takes_no_promise_is_refused_last(tmp_path: Path):
+@pytest.mark.parametrize("path", ["/cohere/v2/chat", "/invocations"])
+def test_what_takes_no_promise_is_refused_last(tmp_path: Path, path: str):
     busy = Busy(tmp_path, max_wait_s=20.0)
     busy.queue(60, started_per_s=2.0)
-    assert asyncio.run(call(busy.door, "/v1/messages", b"{}")).status == 200
+    assert asyncio.run(call(busy.door, path, b"{}")).status == 200
     busy.queue(100, started_per_s=2.0)
-    assert asyncio.run(call(busy.door, "/v1/messages", b"{}")).status == 429
+    assert asyncio.run(call(busy.door, path, b"{}")).status == 429
 
 
 def test_an_engine_that_starts_nothing_is_overloaded_until_it_does(tmp_path: Path):

@@ -89,7 +89,7 @@ def test_a_header_that_repeats_the_body_is_no_contradiction(given: object, heade
 def test_a_header_is_given_once_and_where_promises_are_taken():
     twice = [(b"x-slo-ttft-ms", b"5"), (b"X-Slo-Ttft-Ms", b"5")]
     assert refusal(asked(headers=twice)[0])[:2] == (400, "slo_ttft_ms")
-    status, param, message = refusal(asked(headers=twice[:1], path="/v1/messages")[0])
+    status, param, message = refusal(asked(headers=twice[:1], path="/cohere/v2/chat")[0])
     assert (status, param) == (400, "slo_ttft_ms")
     assert COMPLETE in message
     assert asked(headers=twice, path="/tokenize")[0].status == 200, "nothing is generated there"

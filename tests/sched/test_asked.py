@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sloguard.errors import SpecError
-from sloguard.sched.asked import BEST_EFFORT, CUSTOM, FIELDS, LONGEST_MS, MOST_STAGES, Asked, read_asked
-from sloguard.slo import NO_SLO, StageSLO
+from sloguard.sched.asked import CUSTOM, FIELDS, LONGEST_MS, MOST_STAGES, Asked, read_asked
+from sloguard.slo import BEST_EFFORT, NO_SLO, StageSLO
 
 CHAT = StageSLO(0.5, 0.05)
 CLASSES = {"chat": CHAT, "batch": NO_SLO}
@@ -33,6 +33,7 @@ def read(default: str | None = None, **given: object) -> Asked:
         ({"slo_stages_left": 2.0}, "chat", Asked("chat", CHAT, None, 2)),
         ({"slo_think_tpot_ms": 20}, "chat", Asked("chat", CHAT, 0.02)),
         ({"slo_think_tpot_ms": 20}, None, Asked(CUSTOM, NO_SLO, 0.02)),
+        ({"slo_stages_left": 1, "slo_conversation": "c7"}, "chat", Asked("chat", CHAT, None, 1, "c7")),
     ],
 )
 def test_what_is_asked(given: dict[str, object], default: str | None, expected: Asked):
@@ -51,12 +52,13 @@ def test_best_effort_is_what_promises_nothing():
     [
         *(
             (name, value)
-            for name in FIELDS[1:]
+            for name in FIELDS[1:5]
             for value in ("", "soon", None, True, nan, inf, "inf", [5], 10**400, -1)
         ),
         *((name, value) for name in FIELDS[1:4] for value in (0, "0", 5e-324, LONGEST_MS * 1.01)),
         *(("slo_stages_left", value) for value in (0.5, MOST_STAGES + 1)),
         *(("slo_class", value) for value in ("", "gold", None, 3, ["chat"], "Chat", "custom")),
+        *(("slo_conversation", value) for value in ("", "x" * 257, None, 3, ["c7"])),
         ("slo_ttft", 5),
     ],
 )

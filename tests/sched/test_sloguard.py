@@ -86,7 +86,7 @@ def test_a_conversation_counts_with_what_its_later_stages_are_likely_to_add():
     policy = Sloguard()
     for i in range(20):
         one, other = job(f"one{i}", 400, output=200), job(f"other{i}", 1400, output=200)
-        one.stream = other.stream = str(i)
+        one.conversation = other.conversation = str(i)
         one.stages_left, other.tier = 1, Tier.PROMISED
         plan(policy, [one])
         one.generated_tokens = 200

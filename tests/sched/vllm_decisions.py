@@ -17,7 +17,7 @@ from typing import Any
 os.environ.update(VLLM_NO_USAGE_STATS="1", HF_HUB_OFFLINE="1", VLLM_LOGGING_LEVEL="ERROR")
 
 import torch
-from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
+from vllm.config import CacheConfig, LoRAConfig, ModelConfig, SchedulerConfig, VllmConfig
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
@@ -49,6 +49,7 @@ def scheduler(
     made_by: type[Scheduler] = Scheduler,
     additional_config: dict[str, Any] | None = None,
     asynchronous: bool = False,
+    max_loras: int = 0,
 ) -> Scheduler:
     config = VllmConfig(
         additional_config=additional_config or {},
@@ -70,6 +71,8 @@ def scheduler(
     )
     config.cache_config.num_gpu_blocks = case["blocks"]
     config.scheduler_config.async_scheduling = asynchronous  # the CPU platform would have switched it off
+    if max_loras:
+        config.lora_config = LoRAConfig(max_loras=max_loras)
     layer = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=1, dtype=torch.float32)
     return made_by(
         vllm_config=config,

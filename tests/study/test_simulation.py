@@ -9,7 +9,7 @@ import pytest
 from sloguard.errors import PolicyError, SpecError
 from sloguard.perf.batch_time import Batch
 from sloguard.request import End
-from sloguard.sim.plan_check import Checked
+from sloguard.sched.plan_check import Checked
 from sloguard.study.choice import Choice, read_choices
 from sloguard.study.sim_spec import Drafting, Pools, SimSpec
 from sloguard.study.simulation import check, check_search, first_guess, machine_of, notes_on, requests_of, run

@@ -19,7 +19,7 @@ from sloguard.engine.slo_classes import SloClasses, read_slo_classes
 from sloguard.errors import EngineCrash, SpecError
 from sloguard.plugins.options import DoorOptions, Promise
 from sloguard.sched.policy import POLICIES
-from sloguard.study.choice import Choice, read_choices
+from sloguard.study.choice import Choice, read_choice
 from sloguard.trial import Value
 
 EXIT_CRASHED = 1
@@ -78,10 +78,8 @@ def command(
     ):
         if not 0 < seconds < float("inf"):
             raise SpecError(flag, seconds, "not a positive number of seconds", "Give e.g. 60.")
-    chosen = read_choices(policy, "--policy")
-    if len(chosen) > 1:
-        raise SpecError("--policy", policy, "a server has one", "Give one of them.")
-    chosen[0].make(POLICIES, "--policy", "plan")
+    chosen = read_choice(policy, "--policy")
+    chosen.make(POLICIES, "--policy", "plan")
     api_key = api_key_from(api_key_env)
     classes = _classes(slo_classes, default_slo)
     arguments = parse_engine_args(engine_arg or ())
@@ -98,18 +96,17 @@ def command(
             max_wait_s=max_wait,
             api_key=api_key,
         )
-        return _emulate(model, gpu, tensor_parallel, chosen[0], arguments, door, host, port, drain_timeout)
-    if tensor_parallel > 1:
-        arguments = {"tensor_parallel_size": tensor_parallel, **arguments}
+        return _emulate(model, gpu, tensor_parallel, chosen, arguments, door, host, port, drain_timeout)
     setup = ServeSetup(
         model,
         python=engine_python,
         gpu=gpu,
+        tensor_parallel=tensor_parallel,
         host=host,
         port=port,
         arguments=arguments,
-        policy=chosen[0].name,
-        policy_options={key: value for key, value in chosen[0].options if value is not None},
+        policy=chosen.name,
+        policy_options={key: value for key, value in chosen.options if value is not None},
         classes=classes,
         api_key=api_key,
         max_wait_s=max_wait,

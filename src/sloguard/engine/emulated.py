@@ -18,11 +18,11 @@ from sloguard.registry import load
 from sloguard.rng import stream
 from sloguard.sched.kv import KvCache
 from sloguard.sched.lengths import Quantile
+from sloguard.sched.plan_check import make_checked
 from sloguard.sched.policy import POLICIES, Policy, Speculation
 from sloguard.sim.kernel import Kernel
 from sloguard.sim.memory import Memory
 from sloguard.sim.noise import jitter
-from sloguard.sim.plan_check import make_checked
 from sloguard.sim.replica import OnTokens, Replica
 from sloguard.sim.settings import Settings, read_settings
 from sloguard.sim.start import start

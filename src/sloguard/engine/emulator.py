@@ -175,6 +175,7 @@ class _Door:
             app=asked.slo_class,
             priority=body.priority,
             stages_left=asked.stages_left,
+            conversation=asked.conversation,
             tier=Tier.BEST_EFFORT if asked.best_effort else Tier.NEW,
         )
         return _Served(self.time, job, Answer(body, job, self._name, int(time()), finish_reason))

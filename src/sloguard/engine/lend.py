@@ -25,7 +25,7 @@ from sloguard.trial import Config, Value
 PACKAGE = Path(__file__).resolve().parents[1]
 OLDEST_PYTHON = (3, 11)
 OLDEST_VLLM = (0, 28, 0)
-OURS = ("scheduler_cls", "additional_config", "middleware")
+OURS = ("scheduler_cls", "additional_config", "middleware", "api_server_count")
 SCHEDULER = "sloguard.plugins.vllm_scheduler.SloScheduler"
 
 

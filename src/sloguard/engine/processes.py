@@ -164,7 +164,7 @@ def reap_orphans() -> list[Orphan]:
             continue
         with contextlib.closing(record):
             facts = record.read()
-            if facts.get("place") != _place():
+            if facts.get("place") != place():
                 continue
             members = partial(_members, str(facts["run_id"]), facts.get("pid"))
             orphans = members()
@@ -190,7 +190,7 @@ class _Record:
         record = cls(path, unlisted.open("x", encoding="utf-8"))
         fcntl.flock(record._file, fcntl.LOCK_EX)
         digest = hashlib.sha256("\0".join(argv).encode()).hexdigest()
-        facts = {"run_id": run_id, "place": _place(), "owner_pid": os.getpid(), "argv_sha256": digest}
+        facts = {"run_id": run_id, "place": place(), "owner_pid": os.getpid(), "argv_sha256": digest}
         record._append({**facts, "trial_dir": str(trial_dir.absolute())})
         unlisted.rename(path)
         _sync_directory(path.parent)
@@ -252,7 +252,7 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _place() -> str:
+def place() -> str:
     """Names this boot and this process-id namespace; the state directory may be shared with other containers."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     boot_id = boot.read_text().strip() if boot.exists() else str(psutil.boot_time())

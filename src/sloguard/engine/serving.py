@@ -8,6 +8,7 @@ drain   the door lets nobody in any more, and what is under way may finish, up t
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import shutil
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,7 +27,7 @@ import psutil
 
 from sloguard.engine.http_probe import ask
 from sloguard.engine.lend import check_hooks, lent_environment, refuse_ours, scheduler_arguments
-from sloguard.engine.processes import GRACE_S, reap_orphans, state_dir
+from sloguard.engine.processes import GRACE_S, place, reap_orphans, state_dir
 from sloguard.engine.profiles import device_name, find, profile_key
 from sloguard.engine.slo_classes import SloClasses
 from sloguard.engine.vllm import checked_arguments, checked_model, server_environment
@@ -48,6 +50,7 @@ class ServeSetup:
     model: str
     python: str | None = None
     gpu: str | None = None
+    tensor_parallel: int = 1
     host: str = "127.0.0.1"
     port: int = 8000
     arguments: Mapping[str, Value] = field(default_factory=dict[str, Value])
@@ -72,7 +75,7 @@ class VllmServing:
     def __init__(self, setup: ServeSetup) -> None:
         self.setup = setup
         self.model = checked_model(setup.model)
-        self.arguments = checked_arguments(setup.arguments, 1)
+        self.arguments = checked_arguments(setup.arguments, setup.tensor_parallel)
         refuse_ours(self.arguments)
         self.install = find_vllm(setup.python)
         check_hooks(self.install)
@@ -109,6 +112,7 @@ class VllmServing:
     def _serve(self, server: VllmServer, say: OnServing, began_s: float) -> None:
         try:
             model = server.await_ready(self.setup.start_timeout_s)
+            self._check_door(server)
             say(f"{model} is served at {server.base_url}/v1, ready after {time.monotonic() - began_s:.0f} s")
             while not server.has_exited():
                 time.sleep(POLL_S)
@@ -116,6 +120,12 @@ class VllmServing:
             self._drain(server, say)
             return
         raise server.died("load")
+
+    def _check_door(self, server: VllmServer) -> None:
+        """A server without it would keep nobody out. Raises SpecError."""
+        if ask(server.base_url, "/sloguard/status", timeout_s=5.0, api_key=self._token).status != HTTPStatus.OK:
+            problem = "runs a server that takes no middleware, so neither keys nor promises would be looked at"
+            raise SpecError("--engine-python", self.install.python, problem, "Unset VLLM_USE_RUST_FRONTEND.")
 
     def _drain(self, server: VllmServer, say: OnServing) -> None:
         """Waits for what is under way; a second interrupt ends the wait."""
@@ -155,7 +165,10 @@ class VllmServing:
             think_end_token_id=setup.think_end_token_id,
             batch_time=StepTimes.of(self.profile.fitted.batch_time) if self.profile else None,
         )
-        return {**scheduler_arguments(options.model_dump(exclude_defaults=True)), "middleware": DOOR_CLASS}
+        # vLLM's own default is a server process for each data-parallel engine, each with a door that counts for itself
+        one_door: dict[str, Value] = {"api_server_count": 1} if self.install.has_cli else {}
+        scheduler = scheduler_arguments(options.model_dump(exclude_defaults=True))
+        return {**scheduler, **one_door, "middleware": DOOR_CLASS}
 
     def _environment(self, run_dir: Path) -> dict[str, str]:
         setup = self.setup
@@ -192,9 +205,11 @@ def check_port(host: str, port: int) -> None:
 
 @contextmanager
 def _run_dir() -> Iterator[Path]:
-    """For the engine's log and what its processes share; gone afterwards, or when the next is made after a kill."""
-    parent = state_dir() / "serving"
-    parent.mkdir(exist_ok=True)
+    """For the engine's log and what its processes share; gone afterwards, or when the next is made after a kill. Other
+    machines may share the state directory: what is there is told by where it runs.
+    """
+    parent = state_dir() / "serving" / hashlib.sha256(place().encode()).hexdigest()[:12]
+    parent.mkdir(parents=True, exist_ok=True)
     for left in parent.iterdir():
         owner = left.name.partition("-")[0]
         if owner.isdigit() and not psutil.pid_exists(int(owner)):

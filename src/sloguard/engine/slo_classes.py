@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sloguard.errors import SpecError
 from sloguard.plugins.options import Promise
-from sloguard.sched.asked import BEST_EFFORT, CUSTOM
+from sloguard.sched.asked import CUSTOM
+from sloguard.slo import BEST_EFFORT
 
 FIELD = "--slo-classes"
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")  # it is a label of metrics, and stands in headers

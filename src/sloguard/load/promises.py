@@ -6,10 +6,9 @@ from typing import Any
 
 from sloguard.errors import SpecError
 from sloguard.request import Request
-from sloguard.slo import NO_SLO
+from sloguard.slo import BEST_EFFORT, NO_SLO
 
 FIELD = "vllm_xargs"  # vLLM hands it to its scheduler; a scheduler that knows nothing of promises ignores it
-BEST_EFFORT = "best-effort"
 
 
 def promise_fields(request: Request, stage: int) -> dict[str, Any]:

@@ -38,11 +38,15 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = ("/health", "/ready", "/metrics")
-TAKES_PROMISES = ("/v1/completions", "/v1/chat/completions", "/v1/responses")  # vLLM has `vllm_xargs` in these
+TAKES_PROMISES = (  # vLLM has `vllm_xargs` in these; in the last since a later version than 0.28
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/messages",
+)
 GENERATES = (
     *TAKES_PROMISES,
     "/v1/chat/completions/batch",
-    "/v1/messages",
     "/v1/systemone",
     "/v1/audio/transcriptions",
     "/v1/audio/translations",
@@ -60,7 +64,9 @@ LONGEST_RETRY_S = 60
 
 @dataclass(slots=True)
 class _InFlight:
-    """`since_s`: since when each request waits for the engine; inf while its client is slow to take what there is."""
+    """`since_s`: since when each request waits for the engine; inf while its client is slow to take what there is, or
+    talks over a websocket.
+    """
 
     since_s: dict[int, float] = field(default_factory=dict[int, float])
     numbers: int = 0
@@ -110,7 +116,7 @@ class Door:
         if scope["type"] != "http":
             if self._draining:
                 return await send({"type": "websocket.close", "code": 1012})
-            return await self._app(scope, receive, send)
+            return await self._counted(scope, receive, send, math.inf)
         path = _path(scope)
         if path == "/ready":
             return await self._ready(send)
@@ -122,9 +128,14 @@ class Door:
             receive = await self._let_in(scope, receive, path)
         except _Refused as refused:
             return await _answer_error(send, refused)
-        number = self._in_flight.enter(self._clock())
+        return await self._counted(scope, receive, send, self._clock())
+
+    async def _counted(self, scope: Scope, receive: Receive, send: Send, since_s: float) -> None:
+        number = self._in_flight.enter(since_s)
+        if scope["type"] == "http":
+            send = self._in_flight.noting(number, send, self._clock)
         try:
-            return await self._app(scope, receive, self._in_flight.noting(number, send, self._clock))
+            return await self._app(scope, receive, send)
         finally:
             del self._in_flight.since_s[number]
 

@@ -14,6 +14,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 
 from sloguard.perf.online import OnlineTime
 from sloguard.sched.job import Job, Tier
+from sloguard.slo import BEST_EFFORT
 
 TTFT_S = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 20, 40, 80)
 TPOT_S = (0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1)
@@ -31,7 +32,7 @@ def outcome(job: Job, last_token_s: float, completed: bool, scale: float = 1.0) 
     if not completed:
         return "aborted"
     if job.ttft_s is None and job.tpot_s is None:
-        return "best-effort"
+        return BEST_EFFORT
     if job.first_token_s is None or (job.ttft_s is not None and job.first_token_s - job.arrival_s > scale * job.ttft_s):
         return "missed"
     pace_s = _mean_pace_s(job, last_token_s)

@@ -12,8 +12,8 @@ from sloguard.errors import SpecError
 from sloguard.perf.batch_time import BatchTime, Piece
 from sloguard.perf.learning import LearningTime
 from sloguard.perf.online import OnlineTime
-from sloguard.sched.asked import BEST_EFFORT, LONGEST_MS, SHORTEST_MS
-from sloguard.slo import StageSLO
+from sloguard.sched.asked import LONGEST_MS, SHORTEST_MS
+from sloguard.slo import BEST_EFFORT, StageSLO
 
 
 class Promise(BaseModel):

@@ -5,6 +5,7 @@
     slo_tpot_ms       milliseconds a token after it
     slo_think_tpot_ms milliseconds a token while the model reasons; slo_tpot_ms then holds for what follows
     slo_stages_left   how many requests of the same conversation will follow this one at once, as in a tool loop
+    slo_conversation  a name that these requests share: what later ones add is learnt from it
 
 They come as `vllm_xargs` of the body or as headers (`x-slo-ttft-ms`), so as numbers or as text. A request without any
 of the first three is of the default class; where there is none, or the class promises nothing, it is best effort.
@@ -17,13 +18,13 @@ from dataclasses import dataclass
 from math import isfinite
 
 from sloguard.errors import SpecError
-from sloguard.slo import NO_SLO, StageSLO
+from sloguard.slo import BEST_EFFORT, NO_SLO, StageSLO
 
-BEST_EFFORT = "best-effort"  # a class that every operator has
 CUSTOM = "custom"  # what a request of no class with a promise of its own is counted under
-FIELDS = ("slo_class", "slo_ttft_ms", "slo_tpot_ms", "slo_think_tpot_ms", "slo_stages_left")
+FIELDS = ("slo_class", "slo_ttft_ms", "slo_tpot_ms", "slo_think_tpot_ms", "slo_stages_left", "slo_conversation")
 SHORTEST_MS, LONGEST_MS = 1e-3, 86_400_000.0
 MOST_STAGES = 1000
+LONGEST_NAME = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class Asked:
     slo: StageSLO
     think_tpot_s: float | None = None
     stages_left: int = 0
+    conversation: str = ""
 
     @property
     def best_effort(self) -> bool:
@@ -54,7 +56,13 @@ def read_asked(given: Mapping[str, object], classes: Mapping[str, StageSLO], def
     )
     think_tpot_s = _seconds(given, "slo_think_tpot_ms", None)
     own = BEST_EFFORT if slo == NO_SLO and think_tpot_s is None else CUSTOM
-    return Asked(str(name) if name is not None else own, slo, think_tpot_s, _count(given, "slo_stages_left"))
+    return Asked(
+        str(name) if name is not None else own,
+        slo,
+        think_tpot_s,
+        _count(given, "slo_stages_left"),
+        _name(given, "slo_conversation"),
+    )
 
 
 def _has_promise(given: Mapping[str, object]) -> bool:
@@ -76,6 +84,13 @@ def _count(given: Mapping[str, object], field: str) -> int:
     if not (0 <= value <= MOST_STAGES and value == int(value)):
         raise SpecError(field, given[field], "is no count", f"Give a whole number from 0 to {MOST_STAGES}.")
     return int(value)
+
+
+def _name(given: Mapping[str, object], field: str) -> str:
+    value = given.get(field, "")
+    if not isinstance(value, str) or len(value) > LONGEST_NAME or (field in given and not value):
+        raise SpecError(field, value, "is no name", f"Give text of 1 to {LONGEST_NAME} characters.")
+    return value
 
 
 def _number(value: object, field: str) -> float:

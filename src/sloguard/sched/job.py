@@ -47,11 +47,13 @@ class Job:
     generated_tokens: int = 0
     evictions: int = 0
     first_token_s: float | None = None
+    conversation: str = ""  # the requests that follow each other in one share it; without it, those of one text
     paced_from: tuple[float, int] | None = None  # an instant, and the tokens there were: `tpot_s` counts from there on,
     # not from when the first token was due at the latest. So a mean TPOT is kept, as clients measure it
 
     def __post_init__(self) -> None:
         self.stream = self.stream or self.id
+        self.conversation = self.conversation or self.stream
 
     @property
     def known_tokens(self) -> int:

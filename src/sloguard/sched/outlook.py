@@ -23,13 +23,13 @@ class Outlook:
     def __init__(self, *, cautious: bool) -> None:
         self._cautious = cautious
         self._answers: dict[str, int] = {}
-        self._latest: dict[str, Job] = {}  # of each conversation that goes on, by its stream
+        self._latest: dict[str, Job] = {}  # of each conversation that goes on, by its name
         self._added_tokens = 0.0  # by a later stage, learnt
 
     def learn(self, view: View, promised: Iterable[Job]) -> None:
         """From promised jobs that wait: one whose conversation was another job's before is its next stage."""
         for job in promised:
-            before = self._latest.get(job.stream, job)
+            before = self._latest.get(job.conversation, job)
             if before is not job:
                 added = job.prompt_tokens - before.known_tokens + self.answer(view, job)
                 self._added_tokens += STAGE_WEIGHT * (added - self._added_tokens)
@@ -51,8 +51,8 @@ class Outlook:
 
     def _keep(self, job: Job) -> None:
         if not job.stages_left:
-            self._latest.pop(job.stream, None)
+            self._latest.pop(job.conversation, None)
             return
         if len(self._latest) >= KEPT:
             self._latest.clear()
-        self._latest[job.stream] = job
+        self._latest[job.conversation] = job

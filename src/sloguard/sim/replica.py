@@ -28,9 +28,9 @@ from sloguard.sched.job import Job, Tier
 from sloguard.sched.kv import KvCache
 from sloguard.sched.lengths import Lengths, Oracle
 from sloguard.sched.plan import Plan
+from sloguard.sched.plan_check import Checked
 from sloguard.sched.policy import Limits, Policy, Speculation, View
 from sloguard.sim.kernel import Kernel
-from sloguard.sim.plan_check import Checked
 
 OnTokens = Callable[[list[Job], list[float]], None]
 OnDecline = Callable[[Job], None]

@@ -21,7 +21,7 @@ from sloguard.space.policies import PREFIX, policy_knobs
 from sloguard.space.repair import RepairContext, refusal, repair
 from sloguard.space.space import Space
 from sloguard.space.vllm import space_for
-from sloguard.study.choice import read_choices
+from sloguard.study.choice import read_choice
 from sloguard.study.runner import Study
 from sloguard.study.spec import StudySpec
 from sloguard.trial import Config
@@ -78,9 +78,7 @@ def engine_policy(spec: StudySpec) -> EnginePolicy | None:
     """Raises SpecError for a policy that there isn't, or options that it doesn't take."""
     if spec.policy is None:
         return None
-    choice, *more = read_choices(spec.policy, "--policy")
-    if more:
-        raise SpecError("--policy", spec.policy, "an engine has one", "Give one of them.")
+    choice = read_choice(spec.policy, "--policy")
     choice.make(POLICIES, "--policy", "plan")
     if spec.promise == NO_SLO:
         fix = "Add --slo-ttft-p99, --slo-tpot-p99 or --slo-itl-p99."

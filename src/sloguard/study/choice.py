@@ -121,6 +121,14 @@ def read_choices(text: str, field: str) -> list[Choice]:
     return choices
 
 
+def read_choice(text: str, field: str) -> Choice:
+    """Raises SpecError where it can't be read or is more than one."""
+    choice, *more = read_choices(text, field)
+    if more:
+        raise SpecError(field, text, "is more than one", "Give one of them.")
+    return choice
+
+
 def _read(text: str, field: str) -> Choice:
     fix = "Write NAME or NAME:key=value, or package.module:Class:key=value."
     parts = text.split(":")

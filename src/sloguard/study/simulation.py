@@ -21,12 +21,12 @@ from sloguard.rng import stream
 from sloguard.route.base import ROUTERS, Router
 from sloguard.sched.kv import KvCache
 from sloguard.sched.lengths import Lengths, Mean, Oracle, Quantile
+from sloguard.sched.plan_check import make_checked
 from sloguard.sched.policy import POLICIES, Policy, Speculation
 from sloguard.sim.cluster import MakeReplica
 from sloguard.sim.kernel import Kernel
 from sloguard.sim.memory import Memory, gib, memory_of
 from sloguard.sim.noise import jitter
-from sloguard.sim.plan_check import make_checked
 from sloguard.sim.pools import Link, Pools, whole_prompts
 from sloguard.sim.replica import OnDecline, OnTokens, Planner, Replica
 from sloguard.sim.serve import Run, serve, simulate_cluster

@@ -25,7 +25,7 @@ import numpy as np
 from sloguard.errors import SpecError
 from sloguard.request import Request, Stage
 from sloguard.rng import stream
-from sloguard.slo import NO_SLO, StageSLO
+from sloguard.slo import BEST_EFFORT, NO_SLO, StageSLO
 from sloguard.workload import figures
 from sloguard.workload.applications import APPLICATIONS, Application
 from sloguard.workload.arrivals import Constant, Gamma, Hyperexponential, OnOff, Poisson, Replay, Scaling, check_rate
@@ -154,7 +154,6 @@ class Scenario:
 CONV = Poisson(rate=figures.CONV_RATE)
 CODE = Hyperexponential(rate=figures.CODE_RATE, kinds=figures.CODE_GAPS)
 RELAXED = "-s"  # SLOs-Serve's "-S" variants
-BEST_EFFORT = "best-effort"
 _FIRM = (
     *(Scenario(app.name, CODE if app.name == "coder" else CONV, (app,)) for app in APPLICATIONS),
     Scenario("mixed", CONV, APPLICATIONS),

@@ -16,9 +16,9 @@ from sloguard.request import End, Request, Stage
 from sloguard.sched.fcfs import Fcfs
 from sloguard.sched.kv import KvCache
 from sloguard.sched.plan import Plan
+from sloguard.sched.plan_check import Checked
 from sloguard.sched.policy import POLICIES, Limits, Policy, View
 from sloguard.sim.kernel import Kernel
-from sloguard.sim.plan_check import Checked
 from sloguard.sim.replica import OnDecline, OnTokens, Planner, Replica
 from sloguard.sim.serve import simulate
 from sloguard.slo import StageSLO
