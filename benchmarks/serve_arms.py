@@ -81,9 +81,11 @@ class Arm:
         return {**told, "priority": deadline_ms(request)} if self.by_priority else told
 
 
-def plugin(policy: str, budget: int = PLUGIN_BUDGET, profile: Path | None = None) -> Arm:
+def plugin(policy: str, budget: int = PLUGIN_BUDGET, profile: Path | None = None, step_log: Path | None = None) -> Arm:
     """`profile` is what `sloguard profile --out` saved of this engine; without one it learns as it serves."""
     told: dict[str, Any] = {"policy": policy}
+    if step_log is not None:
+        told["step_log"] = str(step_log.absolute())
     if profile is not None:
         told["batch_time"] = StepTimes.of(read_profile(profile).fitted.batch_time).model_dump()
     flags = {"max_num_batched_tokens": budget, **scheduler_arguments(told)}

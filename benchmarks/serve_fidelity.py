@@ -2,8 +2,9 @@
 
     python benchmarks/serve_fidelity.py serve-pairs --profile PROFILE.json
 
-Same arrivals, lengths, promises, policy, KV size and limits; step times are those of the profile, which `sloguard
-profile --out` saved. Nothing is fitted to the runs. Judged as they were: from when a request was due, TPOT as the mean.
+Same arrivals, lengths, promises, policy, KV size and limits, and as in vLLM the policy plans with a little less than
+was promised; step times are those of the profile, which `sloguard profile --out` saved. Judged as the runs were: from
+when a request was due, TPOT as the mean.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,6 +23,7 @@ from serve_arms import COMMON, PLUGIN_BUDGET, mixed_requests
 from sloguard.contract import judge_request
 from sloguard.engine.profiles import Profile, read_profile
 from sloguard.perf.online import OnlineTime
+from sloguard.plugins.ledger import PLANNED_SHARE
 from sloguard.registry import load
 from sloguard.request import Timeline
 from sloguard.sched.fcfs import Fcfs
@@ -77,9 +80,11 @@ def again(run: dict[str, Any], settings: dict[str, Any], profile: Profile, kv_to
     policy: Policy = Fcfs() if kind == "stock" else load(POLICIES, rest.split()[0], "policy", "plan")()
     limits = Limits(int(COMMON["max_num_seqs"]), budget, int(COMMON["max_model_len"]))
     time = profile.fitted.batch_time
-    requests = mixed_requests(run["rate"], settings["seconds"], run["seed"], settings["promises"])
-    return simulate(
-        requests,
+    drawn = run["rate"], settings["seconds"], run["seed"]
+    asked = mixed_requests(*drawn, settings["promises"])
+    planned = mixed_requests(*drawn, PLANNED_SHARE * settings["promises"])
+    timelines = simulate(
+        planned,
         lambda kernel, on_tokens, on_decline: Replica(
             kernel,
             policy,
@@ -93,6 +98,7 @@ def again(run: dict[str, Any], settings: dict[str, Any], profile: Profile, kv_to
             pace_from_first=True,
         ),
     )
+    return [replace(timeline, request=request) for timeline, request in zip(timelines, asked, strict=True)]
 
 
 if __name__ == "__main__":

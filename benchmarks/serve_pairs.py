@@ -14,8 +14,8 @@ plugin, the best stock arm and the same budget by priority get the same arrivals
 C B A. Only these count, so luck in the screening favours nobody.
 
 A run ends `DRAIN_S` after its last arrival was due; what is unfinished then has missed, and its wait is shown as
-endless. Every run is a line of runs.jsonl in --out: the same command goes on where it was stopped. Then serve.md and
-serve.png are written; `--tables` does only that.
+endless. Every run is a line of runs.jsonl in --out: the same command goes on where it was stopped. The plugin logs its
+steps beside it, for `sloguard profile --step-log`. Then serve.md and serve.png are written; `--tables` does only that.
 """
 
 from __future__ import annotations
@@ -137,7 +137,10 @@ def measure(log: JsonLog, options: argparse.Namespace) -> None:
         for turn in range(options.pairs):
             for rate in rates:
                 arms = [
-                    *(plugin(policy, profile=options.profile) for policy in policies),
+                    *(
+                        plugin(policy, profile=options.profile, step_log=options.out / f"steps-{policy}.jsonl")
+                        for policy in policies
+                    ),
                     stocks[best[rate]],
                     priority(best[rate]),
                 ]

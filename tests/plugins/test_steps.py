@@ -43,6 +43,16 @@ def test_a_step_that_was_handed_out_early_begins_when_the_one_before_ended():
     assert [step[0] for step in found if step] == [0.5, 0.25, 0.25]
 
 
+def test_a_busy_engine_takes_no_time_off_between_steps():
+    timed = steps()
+    timed.begin(1, 100.0, DECODE, goes_on=True)  # nothing ended before
+    assert (timed.end(1, 100.5) or [0])[0] == 0.5
+    timed.begin(2, 100.75, DECODE, goes_on=True)
+    assert (timed.end(2, 101.5) or [0])[0] == 1.0
+    timed.begin(3, 109.0, DECODE)
+    assert (timed.end(3, 109.5) or [0])[0] == 0.5
+
+
 def test_a_step_that_never_began_says_nothing():
     timed = steps()
     timed.begin(1, 100.0, DECODE)

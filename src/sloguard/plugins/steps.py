@@ -1,7 +1,9 @@
 """The steps of an engine from when they are handed out to when their tokens arrive: how long each took, what is learnt
 from that, and a log of it where one is asked for.
 
-With asynchronous scheduling a step is handed out while the one before it runs: its time begins when that one ended.
+A step's time begins when it is asked for, or, where the engine goes on from the step before, when that one ended: what
+lies between two steps (planning, passing tokens on, taking requests in) makes tokens late as well. With asynchronous
+scheduling a step is handed out while the one before it runs.
 """
 
 from __future__ import annotations
@@ -76,8 +78,8 @@ class Steps:
         self._ended_s = 0.0
         self._log: TextIO | None = log.open("a", buffering=1, encoding="utf-8") if log else None
 
-    def begin(self, mark: int, now_s: float, batch: Batch) -> None:
-        self._begun[mark] = now_s, batch
+    def begin(self, mark: int, now_s: float, batch: Batch, goes_on: bool = False) -> None:
+        self._begun[mark] = (self._ended_s or now_s) if goes_on else now_s, batch
 
     def end(self, mark: int, now_s: float) -> tuple[float, float] | None:
         """(measured, predicted) seconds of the step, which has been learnt from; None of one that never began."""

@@ -114,13 +114,14 @@ class SloScheduler(Scheduler):
         self._guarded(lambda: self.slo_ledger.enter(name, *fixed, extra))
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        plan = self._planned()
+        begun_s, goes_on = time.monotonic(), bool(self.running)
+        plan = self._planned(begun_s)
         self._guarded(self._put_notice)
         output = super().schedule(*args, **kwargs) if plan is None else self._carried_out(plan, args, kwargs)
         if plan is not None:
             self._check_heeded(plan, output)
         if output.total_num_scheduled_tokens:
-            self._guarded(lambda: self.slo_steps.begin(id(output), time.monotonic(), self._batch(output)))
+            self._guarded(lambda: self.slo_steps.begin(id(output), begun_s, self._batch(output), goes_on))
         return output
 
     def _carried_out(self, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SchedulerOutput:
@@ -174,14 +175,13 @@ class SloScheduler(Scheduler):
 
     # Planning.
 
-    def _planned(self) -> Plan | None:
+    def _planned(self, begun_s: float) -> Plan | None:
         """The policy's plan; None where vLLM is to schedule this step alone."""
         if self._slo_rest:
             self._slo_rest -= 1
             self.slo_counts.rested += 1
             self._guarded(lambda: self.slo_meters.fell_back("rest"))
             return None
-        begun_s = time.monotonic()
         plan = self._guarded(lambda: self._plan(begun_s))
         taken_s = time.monotonic() - begun_s
         if plan is None:

@@ -30,8 +30,8 @@ class MemoryAhead:
 
     def add(self, row: Row) -> None:
         at = int(np.searchsorted(self._left, row[0]))
-        self._left = np.insert(self._left, at, row[0])
-        self._held = np.insert(self._held, at, row[1])
+        self._left = _inserted(self._left, at, row[0])
+        self._held = _inserted(self._held, at, row[1])
         self._work_out()
 
     def peak_tokens(self, row: Row | None = None) -> int:
@@ -51,3 +51,10 @@ class MemoryAhead:
     def _work_out(self) -> None:
         self._from = np.cumsum(self._held[::-1])[::-1]
         self._level = self._from + self._left * np.arange(len(self._left), 0, -1)
+
+
+def _inserted(values: NDArray[np.int64], at: int, value: int) -> NDArray[np.int64]:
+    """`np.insert`, whose generality takes five times as long as all else here."""
+    longer = np.empty(len(values) + 1, dtype=np.int64)
+    longer[:at], longer[at], longer[at + 1 :] = values[:at], value, values[at:]
+    return longer
