@@ -103,7 +103,7 @@ async def _sample(servers: Servers, arm: Arm, ends: Counter[str], began_s: float
 def held(servers: Servers, arm: Arm) -> dict[str, float]:
     """Raises KeyError for what the server does not tell: that would not be nothing."""
     found = servers.samples(arm)
-    values = {name: [value for key, value in found.items() if key.startswith(name)] for name in EMPTY}
+    values = {name: [value for key, value in found.items() if key.partition("{")[0] == name] for name in EMPTY}
     if untold := [name for name, of in values.items() if not of]:
         raise KeyError(f"not among the server's metrics: {', '.join(untold)}")
     return {name: sum(of) for name, of in values.items()}
