@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -247,14 +247,16 @@ class SloScheduler(Scheduler):
         job.evictions = request.num_preemptions
         return job
 
-    def _startable(self) -> Iterator[Request]:
+    def _startable(self) -> Iterable[Request]:
         """Those of the queue that may start, as far as their adapters have room beside those in use."""
+        free = [request for request in self.waiting if _queues(request) and not request.num_stale_output_tokens]
+        return self._within_adapters(free) if self.lora_config else free
+
+    def _within_adapters(self, requests: Iterable[Request]) -> Iterator[Request]:
         adapters = {_adapter(request) for request in self.running} - {0}
-        most = self.lora_config.max_loras if self.lora_config else 0
-        for request in self.waiting:
+        for request in requests:
             needed = {_adapter(request)} - {0} - adapters
-            may_start = _queues(request) and not request.num_stale_output_tokens
-            if may_start and (not needed or len(adapters) < most):
+            if not needed or len(adapters) < self.lora_config.max_loras:
                 adapters |= needed
                 yield request
 

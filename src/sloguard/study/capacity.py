@@ -178,9 +178,9 @@ def _workers(jobs: int) -> Generator[Executor]:
     try:
         yield executor
     except BaseException as error:
-        executor.shutdown(wait=False, cancel_futures=True)
         for child in active_children():
             child.terminate()  # a probe may have minutes to go, and nobody waits for it any more
+        executor.shutdown(cancel_futures=True)  # waits: the interpreter's exit races with the executor's thread
         if isinstance(error, BrokenProcessPool):
             raise WorkerLost(
                 "a process of the search was killed, perhaps for memory. Use fewer --jobs; what --out has recorded "
