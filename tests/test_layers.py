@@ -67,7 +67,7 @@ HOMES = {
     "pynvml": {"engine/gpu_detect.py", "engine/gpu_memory.py"},
     "matplotlib": {"report/capacity_figure.py"},
     "vllm": {"plugins/vllm_scheduler.py"},
-    "prometheus_client": {"plugins/meters.py", "engine/emulator_server.py"},
+    "prometheus_client": {"plugins/meters.py", "plugins/door.py", "engine/emulator_server.py"},
     "fastapi": {"engine/emulator*.py"},
     "uvicorn": {"engine/emulator_server.py"},
     "typer": {"cli/*"},

@@ -174,6 +174,16 @@ def test_metrics_count_by_class(server: Server):
     until(lambda: server.metrics().get('sloguard_steps_total{order="policy"}', 0) > 0)
 
 
+def test_what_is_turned_away_is_counted_by_reason(server: Server):
+    def refused(reason: str) -> float:
+        return server.metrics().get(f'sloguard_refused_total{{reason="{reason}"}}', 0.0)
+
+    before = {reason: refused(reason) for reason in ("key", "bad_request")}
+    assert server.ask("/v1/models", key="sk-another")[0] == 401
+    assert server.complete({"X-SLO-Class": "gold"})[0] == 400
+    assert {reason: refused(reason) - count for reason, count in before.items()} == {"key": 1, "bad_request": 1}
+
+
 def jobs(server: Server) -> float:
     return sum(count for name, count in server.metrics().items() if name.startswith("sloguard_jobs"))
 
@@ -226,25 +236,18 @@ def test_overload_is_refused_with_a_time_to_come_back():
 
 def test_asked_to_end_it_finishes_what_is_under_way_and_takes_nothing_new():
     with serving("--drain-timeout", "50") as server:
-        connection, response = server.stream(200)
+        connection, response = server.stream(600)
         server.process.send_signal(signal.SIGTERM)
-        until(lambda: not listens(server.port))
+        until(lambda: server.complete()[0] == 503)
+        assert server.ask("/ready", key=None)[:2] == (503, {"ready": False, "why": "shutting down"})
         text = response.read().decode()
         connection.close()
         assert text.count('"finish_reason":"length"') == 1
         assert text.endswith("data: [DONE]\n\n")
         code, said = server.ended()
     assert code == 0
-    assert said.endswith("sloguard: ended\n")
+    assert said.endswith("sloguard: draining: 1 request under way\nsloguard: ended\n")
     assert "Traceback" not in said
-
-
-def listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S).close()
-    except ConnectionError:
-        return False
-    return True
 
 
 def test_a_second_ctrl_c_ends_it_at_once():
@@ -252,7 +255,7 @@ def test_a_second_ctrl_c_ends_it_at_once():
     with serving("--drain-timeout", "3000") as server:
         connection, _ = server.stream(8000)
         server.process.send_signal(signal.SIGINT)
-        until(lambda: not listens(server.port))
+        until(lambda: server.complete()[0] == 503)
         assert server.process.poll() is None
         server.process.send_signal(signal.SIGINT)
         assert server.ended()[0] == 0
@@ -328,6 +331,7 @@ def test_a_real_vllm_keeps_promises_behind_the_door_and_drains(demo_tiny: Path, 
             metrics = server.ask("/metrics", key=None)[1]
             assert 'sloguard_requests_total{outcome="met",slo_class="chat"}' in metrics
             assert "vllm:request_success_total" in metrics
+            assert 'sloguard_refused_total{reason="key"} 1.0' in metrics
             with closing(server.connect()) as connection:
                 body = {"prompt": "Once", **fields, "max_tokens": 600, "stream": True}
                 headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}

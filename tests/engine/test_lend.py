@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 import sloguard
-from sloguard.engine.lend import lend_package, lent_environment, scheduler_arguments
+from sloguard.engine.lend import lend_package, lent_environment, refuse_ours, scheduler_arguments
 from sloguard.engine.vllm_install import VllmInstall
 from sloguard.errors import SpecError
 from sloguard.space.flags import to_flags
+from sloguard.trial import Value
 
 INSTALL = VllmInstall("/venv/bin/python", "3.12.1", "vllm", "0.32.0", (0, 32, 0))
 
@@ -59,3 +60,18 @@ def test_the_scheduler_as_flags() -> None:
     flags = to_flags(scheduler_arguments({"policy": "vllm"}))
     assert flags[:2] == ["--scheduler-cls", "sloguard.plugins.vllm_scheduler.SloScheduler"]
     assert flags[2:] == ["--additional-config", '{"sloguard": {"policy": "vllm"}}']
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"scheduler_cls": "mine.Own"}, "is set by sloguard itself"),
+        ({"scheduling_policy": "priority"}, "--policy vllm-priority does the same"),
+        ({"kv_offloading_size": 4}, "by rules of its own"),
+        ({"kv_transfer_config": "{}"}, "by rules of its own"),
+    ],
+)
+def test_what_the_scheduler_can_not_work_beside_is_said_before_vllm_starts(arguments: dict[str, Value], says: str):
+    with pytest.raises(SpecError, match=says):
+        refuse_ours(arguments)
+    refuse_ours({"scheduling_policy": "fcfs", "kv_offloading_size": None})

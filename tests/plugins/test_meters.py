@@ -15,7 +15,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from paths import REPO
 from sloguard.perf.batch_time import BatchTime, Piece
 from sloguard.perf.online import OnlineTime
-from sloguard.plugins.meters import Meters, outcome
+from sloguard.plugins.meters import Meters, outcome, refusals
 from sloguard.sched.job import Job, Tier
 
 ENGINE = """
@@ -147,6 +147,7 @@ QUERIED = {"counter": "_total", "histogram": "_bucket", "gauge": ""}
 @pytest.mark.usefixtures("meters")
 def test_the_dashboard_shows_each_and_nothing_else(registry: CollectorRegistry):
     dashboard = (REPO / "dashboards" / "sloguard.json").read_text()
+    refusals(registry)
     assert set(re.findall(r"sloguard_\w+", dashboard)) == {
         metric.name + QUERIED[metric.type] for metric in registry.collect()
     }
@@ -156,6 +157,7 @@ def test_the_dashboard_knows_the_labels(registry: CollectorRegistry, meters: Met
     meters.finished(ended(), 2.0, completed=True)
     meters.planned(0.001)
     meters.holds(0.0, (), (), 0.5)
+    refusals(registry).labels("key").inc()
     labels = {"le", "instance"} | {
         name for metric in registry.collect() for sample in metric.samples for name in sample.labels
     }

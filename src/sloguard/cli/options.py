@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from sloguard.errors import SpecError
 from sloguard.slo import StageSLO
@@ -15,6 +15,7 @@ _INT = re.compile(r"[+-]?(0|[1-9][0-9]{0,17})")  # no leading zeros: 0123456 is 
 _FLOAT = re.compile(r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE][+-]))([eE][+-]?[0-9]+)?")
 _ENDLESS = re.compile(r"[+-]?\.?(inf|infinity|nan)", re.IGNORECASE)
 _LIMITS = ("ttft", "tpot", "e2el")
+_EXAMPLES_MS = {"ttft": 500, "tpot": 50, "e2el": 10000}
 _WORDS = {"true": True, "false": False}
 # Names are compared without case and separators. "tokens" counts tokens; only "token" is one.
 _SECRET = re.compile(r"apikey|accesskey|privatekey|secret|password|passwd|token$")
@@ -77,14 +78,14 @@ def api_key_from(variable: str | None) -> str | None:
     return os.environ[variable]
 
 
-def read_slo(flag: str, text: str) -> StageSLO:
-    """`ttft=500,tpot=50` in milliseconds. Raises SpecError, naming `flag`, for anything else."""
+def read_slo(flag: str, text: str, metrics: Sequence[str] = _LIMITS) -> StageSLO:
+    """`ttft=500,tpot=50` in milliseconds. Raises SpecError, naming `flag`, for anything else, and for other metrics."""
     limits_s: dict[str, float] = {}
-    fix = "Write e.g. ttft=500, tpot=50 or e2el=10000, in milliseconds."
+    fix = f"Write e.g. {' or '.join(f'{name}={_EXAMPLES_MS[name]}' for name in metrics)}, in milliseconds."
     for pair in text.split(","):
         metric, _, value = pair.partition("=")
         metric = metric.strip().lower()
-        if metric not in _LIMITS or metric in limits_s:
+        if metric not in metrics or metric in limits_s:
             raise SpecError(flag, pair, f"{metric!r} is no metric or is given twice", fix)
         try:
             limits_s[metric] = float(value) / 1000

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from sloguard.cli.options import parse_engine_args
 from sloguard.cli.progress import plain_console
 from sloguard.engine.base import OnPhase
-from sloguard.engine.profiles import Fitted, Profile, device_name, fit_steps, profile_key, profiles_dir
+from sloguard.engine.profiles import Fitted, Profile, device_name, fit_steps, path_of, profile_key
 from sloguard.engine.profiling import OnProfiling, Profiled, Profiling, profile_engine
 from sloguard.engine.step_log import read_step_log
 from sloguard.engine.vllm_install import find_vllm
@@ -37,11 +37,16 @@ def command(
     engine_arg: Annotated[
         list[str] | None, typer.Option(metavar="K=V", help="Engine argument, as the server will be started.")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="Time for probes; the engine's start comes on top.")] = 75.0,
+    seconds: Annotated[
+        float, typer.Option(help=f"Time for probes, {LEAST_S:g} to {MOST_S:g}; the engine's start comes on top.")
+    ] = 75.0,
     gpu: Annotated[str | None, typer.Option(help="GPU, e.g. A100-40GB; detected if absent.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of prompts, and of which steps are held out.")] = 0,
     step_log: Annotated[
-        Path | None, typer.Option(help="Fit the steps that a server logged (its option step_log); start none.")
+        Path | None,
+        typer.Option(
+            help="Fit the steps that a server logged; start none. --engine-arg says what it was started with."
+        ),
     ] = None,
     engine_version: Annotated[
         str | None, typer.Option(help="vLLM's, for --step-log; that of --engine-python if absent.")
@@ -95,7 +100,10 @@ def command(
         write_text_atomic(json_file, text + "\n")
     console = plain_console()
     console.print(profile_report(figures))
-    typer.echo(f"Saved in {path}")
+    if out is not None:
+        typer.echo(f"Saved in {path}; serve by it with --profile {path}")
+    else:
+        typer.echo(f"Saved in {path}, where `sloguard serve` finds it for {_engine(profile)}")
     return 0
 
 
@@ -144,7 +152,7 @@ def _fitted(samples: tuple[Sample, ...], seed: int, step_log: Path | None) -> Fi
 def _save(profile: Profile, out: Path | None) -> Path:
     path = out
     if path is None:
-        path = profiles_dir() / profile.key.file_name
+        path = path_of(profile.key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -152,6 +160,11 @@ def _save(profile: Profile, out: Path | None) -> Path:
             raise SpecError("--out", str(path), f"can't be made ({error.strerror})", fix) from error
     write_text_atomic(path, profile.to_text())
     return path
+
+
+def _engine(profile: Profile) -> str:
+    arguments = " ".join(f"--engine-arg {name}={value}" for name, value in profile.key.config)
+    return f"this model, GPU and version with {arguments or 'no engine arguments'}"
 
 
 def _figures(profile: Profile, profiled: Profiled | None, path: Path, wall_s: float) -> dict[str, Any]:

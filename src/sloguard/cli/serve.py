@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +21,7 @@ from sloguard.sched.policy import POLICIES
 from sloguard.study.choice import Choice, read_choice
 from sloguard.trial import Value
 
-EXIT_CRASHED = 1
+EXIT_CRASHED, EXIT_REJECTED = 1, 2
 ENGINES = ("vllm", "emulator")
 DEFAULT = "default"  # the class of --default-slo
 LOCAL = ("127.0.0.1", "::1", "localhost")
@@ -54,7 +53,7 @@ def command(
     max_wait: Annotated[
         float, typer.Option(help="Seconds of queue from which on best-effort requests get 429.")
     ] = 60.0,
-    max_requests: Annotated[int, typer.Option(min=1, help="Requests under way from which on all get 429.")] = 4096,
+    max_requests: Annotated[int, typer.Option(min=1, help="HTTP requests under way from which on all get 429.")] = 4096,
     start_timeout: Annotated[float, typer.Option(help="Seconds that the engine may take to start.")] = 900.0,
     drain_timeout: Annotated[float, typer.Option(help="Seconds that requests get to finish on SIGTERM.")] = 30.0,
     step_log: Annotated[Path | None, typer.Option(help="Log of every step, for `sloguard profile --step-log`.")] = None,
@@ -62,10 +61,14 @@ def command(
         int | None, typer.Option(help="Token that ends a reasoning model's thoughts; see docs/serving.md.")
     ] = None,
     served_name: Annotated[str | None, typer.Option(help="Model name that clients give; --model if absent.")] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="Step times that `sloguard profile --out` saved; else those it finds by engine.")
+    ] = None,
 ) -> int:
     """Serves a model so that each request keeps the promise it came with, or that of its class.
 
-    Exit code: 0 after an orderly end (SIGTERM, Ctrl-C), 1 where the engine failed, 2 bad input.
+    Exit code: 0 after an orderly end (SIGTERM, Ctrl-C), 1 where the engine failed, 2 bad input, also where only the
+    engine could tell.
 
     Example: `sloguard serve --model meta-llama/Llama-3.1-8B --slo-classes classes.toml`
     """
@@ -89,6 +92,7 @@ def command(
         _say(f"anybody who reaches {host}:{port} may use the model: give a key with --api-key-env")
     if engine == "emulator":
         _refuse("--engine-python", engine_python, "--step-log", step_log, "--think-end-token-id", think_end_token_id)
+        _refuse("--profile", profile)
         door = DoorOptions(
             slo_classes=classes.classes,
             default_class=classes.default,
@@ -115,6 +119,7 @@ def command(
         drain_timeout_s=drain_timeout,
         step_log=str(step_log.absolute()) if step_log else None,
         think_end_token_id=think_end_token_id,
+        profile=profile,
     )
     return _serve(setup)
 
@@ -125,11 +130,7 @@ def _classes(file: Path | None, default_slo: str | None) -> SloClasses:
         return classes
     if classes.default is not None:
         raise SpecError("--default-slo", default_slo, f"{file} has a default class", "Give one of them.")
-    slo = read_slo("--default-slo", default_slo)
-    if slo.e2el_s is not None:
-        raise SpecError(
-            "--default-slo", default_slo, "e2el is none a scheduler can plan by", "Give ttft, tpot or both."
-        )
+    slo = read_slo("--default-slo", default_slo, ("ttft", "tpot"))  # by no other can a scheduler plan
     if DEFAULT in classes.classes:
         raise SpecError(
             "--default-slo", default_slo, f"{file} has a class {DEFAULT!r}", f"Write default = {DEFAULT!r} in it."
@@ -141,13 +142,15 @@ def _serve(setup: ServeSetup) -> int:
     serving = VllmServing(setup)
     if serving.profile is None:
         _say("no profile of this engine: step times are learnt as it serves. `sloguard profile` makes one")
+    else:
+        _say(f"step times from {serving.profile_path}, made {serving.profile.made_at[:10]}")
     try:
         serving.run(_say, sys.stdout.buffer)
     except EngineCrash as crash:
         why = diagnose(crash.evidence)
         _say(f"the engine failed during {why.phase}: {why.category} ({why.cause}): {why.line}")
         _say(why.hint)
-        return EXIT_CRASHED
+        return EXIT_REJECTED if why.cause == "config_invalid" else EXIT_CRASHED
     _say("ended")
     return 0
 
@@ -169,9 +172,7 @@ def _emulate(
     name = str(arguments.pop("served_model_name", model))
     emulated = Emulated(model, gpu, tensor_parallel, policy.name, dict(policy.options), arguments)
     check_port(host, port)
-    _say(f"{name} on an emulated {gpu} at http://{host}:{port}/v1: answers are filler, times are a model's")
-    with suppress(KeyboardInterrupt):  # uvicorn has drained, and passes the signal on
-        serve_emulator(emulated, name, door, host, port, drain_timeout_s)
+    serve_emulator(emulated, name, door, host, port, drain_timeout_s, _say)
     _say("ended")
     return 0
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from math import ceil
 from pathlib import Path
 from time import monotonic
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -19,12 +20,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from sloguard.engine.emulated import Emulated
 from sloguard.engine.emulator import emulator_app
 from sloguard.plugins.board import Board, Notice
-from sloguard.plugins.door import App, Door
+from sloguard.plugins.door import Door
 from sloguard.plugins.meters import Meters
 from sloguard.plugins.options import DoorOptions
 from sloguard.sched.job import Job, Tier
 
 LOOK_S = 0.25
+POLL_S = 0.1
+OnServing = Callable[[str], None]
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Any]]
 
 
@@ -53,7 +56,7 @@ class _Watch:
         self._steps = replica.stats.steps
 
 
-def served_app(emulated: Emulated, name: str, options: DoorOptions, directory: Path) -> App:
+def served_app(emulated: Emulated, name: str, options: DoorOptions, directory: Path) -> Door:
     """The whole of what listens, as an ASGI app; `directory` is empty and stays until it has ended. Raises SpecError as
     `emulator_app` does.
     """
@@ -62,7 +65,7 @@ def served_app(emulated: Emulated, name: str, options: DoorOptions, directory: P
     app = emulator_app(emulated, name, options.classes, options.default_class, watch)
     app.add_api_route("/metrics", lambda: Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST))
     app.router.lifespan_context = _watched(watch, app.router.lifespan_context)
-    return Door(app, options.model_copy(update={"boards": str(directory)}))
+    return Door(app, options.model_copy(update={"boards": str(directory)}), registry=registry)
 
 
 def _watched(watch: _Watch, inner: Lifespan) -> Lifespan:
@@ -84,13 +87,52 @@ async def _look_on(watch: _Watch, app: FastAPI) -> None:
         await asyncio.sleep(LOOK_S)
 
 
+class _Draining(uvicorn.Server):
+    """A first signal lets nobody in any more, and tells those who ask so, until what is under way is done; a second one
+    ends it.
+    """
+
+    def __init__(self, config: uvicorn.Config, door: Door, drain_timeout_s: float, say: OnServing, served: str) -> None:
+        super().__init__(config)
+        self._door, self._drain_timeout_s, self._say, self._served = door, drain_timeout_s, say, served
+        self._drains: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._loop = asyncio.get_running_loop()
+            self._say(self._served)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._drains is None and self.started:
+            self._drains = self._loop.create_task(self._drain())
+            self._loop.call_soon_threadsafe(lambda: None)  # a signal wakes nobody
+        else:
+            self.should_exit = self.force_exit = True
+
+    async def _drain(self) -> None:
+        deadline_s = monotonic() + self._drain_timeout_s
+        said = 0
+        while (left := self._door.drain()) and monotonic() < deadline_s:
+            if left != said:
+                said = left
+                self._say(f"draining: {left} request{'' if left == 1 else 's'} under way")
+            await asyncio.sleep(POLL_S)
+        self.should_exit = True
+
+
 def serve_emulator(
-    emulated: Emulated, name: str, options: DoorOptions, host: str, port: int, drain_timeout_s: float
+    emulated: Emulated,
+    name: str,
+    options: DoorOptions,
+    host: str,
+    port: int,
+    drain_timeout_s: float,
+    say: OnServing,
 ) -> None:
     """Serves until a signal; then lets what is under way finish, up to `drain_timeout_s`. Raises SpecError."""
     with tempfile.TemporaryDirectory() as directory:
         app = served_app(emulated, name, options, Path(directory))
-        config = uvicorn.Config(
-            app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=ceil(drain_timeout_s)
-        )
-        uvicorn.Server(config).run()
+        config = uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=1)
+        served = f"{name} is served at http://{host}:{port}/v1 by an emulated {emulated.gpu}: answers are filler"
+        _Draining(config, app, drain_timeout_s, say, served).run()

@@ -25,6 +25,7 @@ from sloguard.trial import Config, Value
 PACKAGE = Path(__file__).resolve().parents[1]
 OLDEST_PYTHON = (3, 11)
 OLDEST_VLLM = (0, 28, 0)
+CONNECTORS = ("kv_transfer_config", "kv_offloading_size", "ec_transfer_config")
 OURS = ("scheduler_cls", "additional_config", "middleware", "api_server_count")
 SCHEDULER = "sloguard.plugins.vllm_scheduler.SloScheduler"
 
@@ -59,10 +60,22 @@ def lent_environment(install: VllmInstall, state_dir: Path, env: Mapping[str, st
 
 
 def refuse_ours(arguments: Mapping[str, Value]) -> None:
-    """Raises SpecError for an engine argument of the user's that the scheduler and the door are put in by."""
+    """Raises SpecError for an engine argument of the user's by which the scheduler and the door are put in, and for one
+    that they can't work beside (plugins/vllm_check.py looks at what came of all arguments).
+    """
     for name in OURS:
         if name in arguments:
             raise SpecError("--engine-arg", name, "is set by sloguard itself", "Drop it.")
+    for name in CONNECTORS:
+        if arguments.get(name):
+            problem = "holds requests back by rules of its own, beside which sloguard's scheduler can't work"
+            raise SpecError("--engine-arg", name, problem, "Drop it.")
+    order = arguments.get("scheduling_policy", "fcfs")
+    if order != "fcfs":
+        fix = "Drop it; --policy vllm-priority does the same."
+        raise SpecError(
+            "--engine-arg", f"scheduling_policy={order}", "sloguard's scheduler orders requests itself", fix
+        )
 
 
 def check_hooks(install: VllmInstall) -> None:

@@ -172,9 +172,14 @@ def profiles_dir() -> Path:
     return Path(os.environ.get(DATA_DIR) or platformdirs.user_data_path("sloguard")) / "profiles"
 
 
+def path_of(key: ProfileKey) -> Path:
+    """Where the profile of such an engine is saved."""
+    return profiles_dir() / key.file_name
+
+
 def find(key: ProfileKey) -> Profile | None:
     """The saved profile of an engine; None where there is none. Raises LogError for one that can't be read."""
-    path = profiles_dir() / key.file_name
+    path = path_of(key)
     return read_profile(path) if path.exists() else None
 
 

@@ -28,7 +28,7 @@ import psutil
 from sloguard.engine.http_probe import ask
 from sloguard.engine.lend import check_hooks, lent_environment, refuse_ours, scheduler_arguments
 from sloguard.engine.processes import GRACE_S, place, reap_orphans, state_dir
-from sloguard.engine.profiles import device_name, find, profile_key
+from sloguard.engine.profiles import device_name, find, path_of, profile_key, read_profile
 from sloguard.engine.slo_classes import SloClasses
 from sloguard.engine.vllm import checked_arguments, checked_model, server_environment
 from sloguard.engine.vllm_install import find_vllm
@@ -64,6 +64,7 @@ class ServeSetup:
     drain_timeout_s: float = 30.0
     step_log: str | None = None
     think_end_token_id: int | None = None
+    profile: Path | None = None  # instead of the one that is found
 
 
 OnServing = Callable[[str], None]
@@ -81,7 +82,9 @@ class VllmServing:
         check_hooks(self.install)
         check_port(setup.host, setup.port)
         device = device_name(setup.gpu, self.install.device)
-        self.profile = find(profile_key(setup.model, device, self.install.version, self.arguments))
+        key = profile_key(setup.model, device, self.install.version, self.arguments)
+        self.profile_path = setup.profile or path_of(key)
+        self.profile = find(key) if setup.profile is None else read_profile(setup.profile)
         self._token = secrets.token_urlsafe(24)
 
     def run(self, say: OnServing, log_to: BinaryIO) -> None:

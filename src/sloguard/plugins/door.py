@@ -25,8 +25,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import REGISTRY, CollectorRegistry
+
 from sloguard.errors import SpecError
 from sloguard.plugins.board import Boards
+from sloguard.plugins.meters import refusals
 from sloguard.plugins.options import DoorOptions
 from sloguard.plugins.queue_wait import QueueWait
 from sloguard.sched.asked import FIELDS, Asked, read_asked
@@ -60,6 +63,7 @@ LARGEST_BODY_BYTES = 64 << 20
 STALLED_S = 60.0  # without a step, though there is work
 SILENT_S = 5.0  # an engine that has nothing to do says nothing: what it said of its queue holds no longer
 LONGEST_RETRY_S = 60
+REASONS = {401: "key", 503: "draining"}  # as refusals are counted; where 429 has two, it says which
 
 
 @dataclass(slots=True)
@@ -86,8 +90,11 @@ class _InFlight:
 
 
 class _Refused(Exception):  # noqa: N818 - says what was done
-    def __init__(self, status: int, message: str, param: str | None = None, retry_s: int | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, param: str | None = None, retry_s: int | None = None, reason: str = ""
+    ) -> None:
         self.status, self.message, self.param, self.retry_s = status, message, param, retry_s
+        self.reason = reason or REASONS.get(status, "bad_request")
         super().__init__(message)
 
 
@@ -95,9 +102,13 @@ class Door:
     """`options` None: from the environment, as `sloguard serve` sets it. Raises SpecError where that can't be read."""
 
     def __init__(
-        self, app: App, options: DoorOptions | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        app: App,
+        options: DoorOptions | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        registry: CollectorRegistry = REGISTRY,
     ) -> None:
-        self._app, self._clock = app, clock
+        self._app, self._clock, self._refusals = app, clock, refusals(registry)
         self.options = options or DoorOptions.from_environment(os.environ)
         self._boards = Boards(Path(self.options.boards)) if self.options.boards else None
         self._wait = QueueWait()
@@ -112,7 +123,7 @@ class Door:
         except _Refused as refused:
             if scope["type"] == "websocket":
                 return await send({"type": "websocket.close", "code": 1008})
-            return await _answer_error(send, refused)
+            return await self._refuse(send, refused)
         if scope["type"] != "http":
             if self._draining:
                 return await send({"type": "websocket.close", "code": 1012})
@@ -127,8 +138,12 @@ class Door:
         try:
             receive = await self._let_in(scope, receive, path)
         except _Refused as refused:
-            return await _answer_error(send, refused)
+            return await self._refuse(send, refused)
         return await self._counted(scope, receive, send, self._clock())
+
+    async def _refuse(self, send: Send, refused: _Refused) -> None:
+        self._refusals.labels(refused.reason).inc()
+        await _answer_error(send, refused)
 
     async def _counted(self, scope: Scope, receive: Receive, send: Send, since_s: float) -> None:
         number = self._in_flight.enter(since_s)
@@ -189,7 +204,8 @@ class Door:
 
     def _check_load(self, best_effort: bool) -> None:
         if len(self._in_flight.since_s) >= self.options.max_requests:
-            raise _Refused(429, f"the server has {self.options.max_requests} requests under way", retry_s=1)
+            problem = f"the server has {self.options.max_requests} requests under way"
+            raise _Refused(429, problem, retry_s=1, reason="max_requests")
         notice, now_s = self._boards.read() if self._boards else None, self._clock()
         if notice is None or now_s - notice.step_s > SILENT_S:
             return
@@ -197,7 +213,8 @@ class Door:
         wait_s, most_s = self._wait.wait_s(now_s), self.options.max_wait_s * (1 if best_effort else 2)
         if wait_s > most_s:
             retry_s = LONGEST_RETRY_S if math.isinf(wait_s) else math.ceil(wait_s - most_s)
-            raise _Refused(429, "the server is overloaded", retry_s=min(max(retry_s, 1), LONGEST_RETRY_S))
+            retry_s = min(max(retry_s, 1), LONGEST_RETRY_S)
+            raise _Refused(429, "the server is overloaded", retry_s=retry_s, reason="overload")
 
     # For load balancers and for whoever started the server.
 
@@ -220,11 +237,16 @@ class Door:
         if self.options.control_token is None or not _bears(scope, self.options.control_token):
             return await _answer_error(send, _Refused(404, "Not Found"))
         if (scope["method"], path) == ("POST", "/sloguard/drain"):
-            self._draining = True
+            self.drain()
         elif (scope["method"], path) != ("GET", "/sloguard/status"):
             return await _answer_error(send, _Refused(404, "Not Found"))
         status = {"draining": self._draining, "in_flight": len(self._in_flight.since_s)}
         return await _answer(send, 200, status)
+
+    def drain(self) -> int:
+        """Lets nobody in any more. Returns how many requests are under way."""
+        self._draining = True
+        return len(self._in_flight.since_s)
 
 
 def _path(scope: Scope) -> str:

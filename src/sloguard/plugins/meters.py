@@ -8,6 +8,7 @@ is written here.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Literal
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
@@ -21,6 +22,12 @@ TPOT_S = (0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0
 PLANNER_S = (50e-6, 100e-6, 200e-6, 350e-6, 500e-6, 750e-6, 1e-3, 1.5e-3, 2e-3, 3e-3, 5e-3, 10e-3, 20e-3, 50e-3)
 OfSeveral = Literal["mostrecent", "livesum", "livemin"]  # what a gauge of several processes (data parallelism) is
 GAUGES_EVERY_STEPS = 16  # those that look at every job
+
+
+@cache
+def refusals(registry: CollectorRegistry = REGISTRY) -> Counter:
+    """What doors turned away, by "reason": key, bad_request, overload, max_requests or draining."""
+    return Counter("sloguard_refused", "Requests turned away at the door", ("reason",), registry=registry)
 
 
 def outcome(job: Job, last_token_s: float, completed: bool, scale: float = 1.0) -> str:

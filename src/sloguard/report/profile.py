@@ -9,6 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+POOR = 0.2  # mean error; quiet machines come to 2 to 7 %
+
 
 def profile_report(figures: Mapping[str, Any]) -> RenderableType:
     """A row for each kind of step: how far predictions are off on steps that the fit has not seen."""
@@ -28,6 +30,12 @@ def _lines(figures: Mapping[str, Any]) -> list[str]:
         lines[0] += f"; {figures['warmup_steps']} of the warm-up left out"
         probes = ", ".join(f"{n} {kind}" for kind, n in figures["probes"].items())
         lines.append(f"start {figures['startup_s']:.0f} s, probes {figures['probing_s']:.0f} s ({probes})")
+    poor = [kind for kind, found in figures["held_out"].items() if found["mape"] > POOR]
+    if poor:
+        lines.append(
+            f"POOR: {' and '.join(poor)} steps are foreseen to no better than {POOR:.0%}. Repeat it while the machine "
+            "does nothing else, or give it more --seconds."
+        )
     if figures.get("unanswered"):
         lines.append(f"{figures['unanswered']} requests of the probes were not answered")
     return lines
