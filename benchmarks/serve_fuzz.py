@@ -62,7 +62,9 @@ def main() -> int:
             told.note(f"{case.method} {case.path}", to)
 
         repeat(schema.as_strategy(generation_mode=mode), third, options.seed, send)
-    repeat(promises(), options.requests - 2 * third, options.seed, lambda ask: told.note("promises", ask))
+    repeat(
+        promises(options.patience), options.requests - 2 * third, options.seed, lambda ask: told.note("promises", ask)
+    )
     told.say()
     good = requests.post(f"{options.url}{COMPLETIONS}", json=_body({"slo_ttft_ms": 60000}), timeout=options.patience)
     print(f"a good request after that: {good.status_code}")
@@ -126,17 +128,18 @@ def repeat(strategy: st.SearchStrategy[Any], count: int, number: int, act: Calla
     run()
 
 
-def promises() -> st.SearchStrategy[Send]:
+def promises(patience_s: float) -> st.SearchStrategy[Send]:
     """Requests that are good but for what they ask of time, in the body, in headers, or in both."""
     headers = st.dictionaries(NAMES.map(lambda name: f"x-{name.replace('_', '-')}"), HEADER_VALUES, max_size=2)
-    return st.builds(_asking, st.one_of(st.dictionaries(NAMES, VALUES, max_size=3), VALUES), headers)
+    given_ = st.one_of(st.dictionaries(NAMES, VALUES, max_size=3), VALUES)
+    return st.builds(_asking, given_, headers, st.just(patience_s))
 
 
-def _asking(given: object, headers: dict[str, str]) -> Send:
+def _asking(given: object, headers: dict[str, str], patience_s: float) -> Send:
     def send(url: str) -> requests.Response:
         data = json.dumps(_body(given)).encode(errors="replace")
         told = {"content-type": "application/json", **{k: v.strip() for k, v in headers.items()}}
-        return requests.post(f"{url}{COMPLETIONS}", data=data, headers=told, timeout=120)
+        return requests.post(f"{url}{COMPLETIONS}", data=data, headers=told, timeout=patience_s)
 
     return send
 

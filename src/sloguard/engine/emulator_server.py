@@ -19,6 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 from sloguard.engine.emulated import Emulated
 from sloguard.engine.emulator import emulator_app
+from sloguard.engine.serving import OnServing, draining
 from sloguard.plugins.board import Board, Notice
 from sloguard.plugins.door import Door
 from sloguard.plugins.meters import Meters
@@ -27,7 +28,6 @@ from sloguard.sched.job import Job, Tier
 
 LOOK_S = 0.25
 POLL_S = 0.1
-OnServing = Callable[[str], None]
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Any]]
 
 
@@ -116,7 +116,7 @@ class _Draining(uvicorn.Server):
         while (left := self._door.drain()) and monotonic() < deadline_s:
             if left != said:
                 said = left
-                self._say(f"draining: {left} request{'' if left == 1 else 's'} under way")
+                self._say(draining(left))
             await asyncio.sleep(POLL_S)
         self.should_exit = True
 

@@ -141,7 +141,7 @@ class VllmServing:
                     break
                 if left is not None and left != said:
                     said = left
-                    say(f"draining: {left} request{'' if left == 1 else 's'} under way")
+                    say(draining(left))
                 time.sleep(POLL_S)
 
     def _in_flight(self, server: VllmServer) -> int | None:
@@ -188,6 +188,11 @@ class VllmServing:
         inherited = server_environment(self.install)
         inherited.pop(API_KEY, None)  # a key is asked for where this server's user said so
         return inherited | lent_environment(self.install, state_dir()) | told | metrics
+
+
+def draining(left: int) -> str:
+    """What is said while `left` requests are waited for."""
+    return f"draining: {left} request{'' if left == 1 else 's'} under way"
 
 
 def check_port(host: str, port: int) -> None:
