@@ -20,6 +20,8 @@ import pytest
 
 from demo_model import VLLM_PYTHON, needs_vllm
 from sloguard.engine.processes import STATE_DIR
+from sloguard.engine.profiles import Fitted, Profile, profile_key
+from sloguard.perf.batch_time import BatchTime, Piece
 
 CLASSES = """
 default = "chat"
@@ -305,12 +307,17 @@ def test_a_port_that_is_taken_is_one_line():
 @pytest.mark.vllm
 @needs_vllm
 def test_a_real_vllm_keeps_promises_behind_the_door_and_drains(demo_tiny: Path, tmp_path: Path):
-    """Start, headers, a request that is no use, metrics of both processes, SIGTERM during an answer."""
+    """Start from a profile, headers, a request that is no use, metrics of both processes, SIGTERM during an answer."""
     (tmp_path / "classes.toml").write_text(CLASSES)
+    profile = tmp_path / "profile.json"
+    key = profile_key(str(demo_tiny), "any", "0.32.0", {})
+    time_s = BatchTime((Piece(10e-3, 100e-6, 0.0, 0.0, 0.0),))
+    profile.write_text(Profile(key, Fitted(time_s, {}, 60, 0), {}, "2026-01-01T00:00:00").to_text())
     port = free_port()
     arguments = ("enforce_eager=true", "max_model_len=2048", "gpu_memory_utilization=0.05", "kv_cache_memory_bytes=64M")
     words = ["serve", "--model", str(demo_tiny), "--served-name", "tiny", "--engine-python", str(VLLM_PYTHON)]
     words += ["--port", str(port), "--slo-classes", str(tmp_path / "classes.toml"), "--api-key-env", "THE_KEY"]
+    words += ["--profile", str(profile)]
     words += [word for pair in arguments for word in ("--engine-arg", pair)]
     environment = {**os.environ, "THE_KEY": KEY, "HF_HUB_OFFLINE": "1", STATE_DIR: str(tmp_path / "state")}
     with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("w+") as err:
@@ -321,6 +328,7 @@ def test_a_real_vllm_keeps_promises_behind_the_door_and_drains(demo_tiny: Path, 
                 assert process.poll() is None, (tmp_path / "err").read_text()
                 assert time.monotonic() < deadline_s
                 time.sleep(0.2)
+            assert f"step times from {profile}, made 2026-01-01" in (tmp_path / "err").read_text()
             server = Server(process, port)  # type: ignore[arg-type]
             fields = {"model": "tiny", "max_tokens": 4, "ignore_eos": True}
             assert server.complete({"x-slo-class": "chat"}, **fields)[0] == 200
@@ -346,3 +354,24 @@ def test_a_real_vllm_keeps_promises_behind_the_door_and_drains(demo_tiny: Path, 
             process.kill()
             process.wait()
     assert not list((tmp_path / "state" / "serving").glob("*/*"))
+
+
+@pytest.mark.vllm
+@needs_vllm
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        (("--profile", "{dir}/none.json"), "none.json: can't be read"),
+        (("--engine-arg", "max_model_len=999999"), "config_invalid"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_what_vllm_or_a_file_forbids_is_bad_input(option: tuple[str, str], says: str, demo_tiny: Path, tmp_path: Path):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", STATE_DIR: str(tmp_path / "state")}
+    words = ["serve", "--model", str(demo_tiny), "--engine-python", str(VLLM_PYTHON), "--port", str(free_port())]
+    words += [word.format(dir=tmp_path) for word in option]
+    ran = subprocess.run(
+        [sys.executable, "-c", CODE, *words], capture_output=True, text=True, env=environment, timeout=180
+    )
+    assert ran.returncode == 2, ran.stderr
+    assert says in ran.stderr
