@@ -89,6 +89,49 @@ class Avoided:
     config: Config
     reason: str
 
+    def to_json(self) -> dict[str, Any]:
+        return {"proposed": dict(self.proposed), "config": dict(self.config), "reason": self.reason}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Avoided:
+        return Avoided(Config(dict(data["proposed"])), Config(dict(data["config"])), str(data["reason"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What to try next. `config` is recorded and learnt from; `run` is what the engine is given."""
+
+    proposed: Config
+    config: Config
+    repairs: tuple[str, ...] = ()
+    avoided: tuple[Avoided, ...] = ()
+    refused: str | None = None
+
+    @property
+    def run(self) -> Config:
+        """The default is whatever the engine does when nothing is asked of it."""
+        return self.config if self.proposed else Config()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "proposed": dict(self.proposed),
+            "config": dict(self.config),
+            "repairs": list(self.repairs),
+            "avoided": [avoided.to_json() for avoided in self.avoided],
+            "refused": self.refused,
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Proposal:
+        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError where `data` is not such a record."""
+        return Proposal(
+            Config(dict(data["proposed"])),
+            Config(dict(data["config"])),
+            tuple(data["repairs"]),
+            tuple(map(Avoided.from_json, data["avoided"])),
+            data["refused"],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:
@@ -124,9 +167,7 @@ class Trial:
             "outcome": _outcome_to_json(self.outcome),
             "cost_s": self.cost_s,
             "repairs": list(self.repairs),
-            "avoided": [
-                {"proposed": dict(a.proposed), "config": dict(a.config), "reason": a.reason} for a in self.avoided
-            ],
+            "avoided": [avoided.to_json() for avoided in self.avoided],
         }
 
     @staticmethod
@@ -139,10 +180,7 @@ class Trial:
             outcome=_outcome_from_json(data["outcome"]),
             cost_s=float(data["cost_s"]),
             repairs=tuple(data["repairs"]),
-            avoided=tuple(
-                Avoided(Config(dict(a["proposed"])), Config(dict(a["config"])), str(a["reason"]))
-                for a in data["avoided"]
-            ),
+            avoided=tuple(map(Avoided.from_json, data["avoided"])),
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -15,10 +14,9 @@ from sloguard.report.simulate import simulate_report
 from sloguard.request import End, Request, Stage, Timeline
 from sloguard.sched.job import Tier
 from sloguard.sim.replica import ReplicaStats
-from sloguard.sim.serve import Run
 from sloguard.slo import Judgement, StageSLO, TpotRule
 from sloguard.study.choice import Choice
-from sloguard.study.sim_results import simulate_row, stage_timelines
+from sloguard.study.sim_results import Ran, simulate_row, stage_timelines
 from sloguard.study.sim_spec import SimSpec
 
 SPEC = SimSpec(Choice("p:k=1", "p"), Choice("r", "r"), "m", "g", scenario="loops")
@@ -38,13 +36,8 @@ LATE_FINAL = looped("b", [10.5, 10.9, 12.5, 12.9, 13.2], (10.0, 10.9))
 CUT = looped("c", [20.5, 20.9, 21.5], (20.0, 20.9), End.TIMED_OUT)
 
 
-@dataclass
-class FakeReplica:
-    stats: ReplicaStats = field(default_factory=ReplicaStats)
-
-
-def ran(*timelines: Timeline, **stats: object) -> Run:
-    return Run([FakeReplica(ReplicaStats(**stats))], list(timelines), requests_by_tier=Counter({Tier.PROMISED: 1}))
+def ran(*timelines: Timeline, **stats: object) -> Ran:
+    return Ran(list(timelines), Counter({Tier.PROMISED: 1}), 0, [ReplicaStats(**stats)])
 
 
 def test_each_stage_is_judged_by_itself():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -14,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sloguard import __version__
 from sloguard.cli.progress import plain_console
-from sloguard.cli.sim_options import STDOUT, SimOptions, save_rows, with_options
+from sloguard.cli.sim_options import STDOUT, Jobs, RayAddress, SimOptions, save_rows, with_options
 from sloguard.errors import SpecError
 from sloguard.report.capacity import bracket_text, capacity_report
 from sloguard.report.capacity_figure import capacity_figure, check_figure
@@ -38,7 +37,8 @@ def command(
         str | None, typer.Option(metavar="LO:HI", help="Rates per GPU to look between; found if absent.")
     ] = None,
     tolerance: Annotated[float, typer.Option(help="Relative width of the bracket to end on.")] = TOLERANCE,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Processes; as many as there are cores if absent.")] = None,
+    jobs: Jobs = None,
+    ray_address: RayAddress = None,
     figure: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the rates: .png or .svg.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Save the rows as JSON; - prints them.")] = None,
     out: Annotated[
@@ -72,7 +72,8 @@ def command(
         capacities = find_capacities(
             specs,
             question,
-            jobs=jobs or len(os.sched_getaffinity(0)),
+            jobs=jobs,
+            ray_address=ray_address,
             known=known,
             on_probe=on_probe,
             on_row=live.found,

@@ -12,8 +12,7 @@ from rich.text import Text
 
 from sloguard.optim.base import Goal, best
 from sloguard.report.tables import score_text, trial_line
-from sloguard.study.runner import Proposal
-from sloguard.trial import Crashed, Trial
+from sloguard.trial import Crashed, Proposal, Trial
 
 WIDTH_OFF_TERMINAL = 160  # a log file or a pipe has no width of its own; 80 columns would cut what matters
 

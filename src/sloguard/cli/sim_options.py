@@ -25,6 +25,11 @@ T = TypeVar("T")
 STDOUT = Path("-")
 MAX_DRAFT_TOKENS = 10  # the longest draft that SLOs-Serve looks at
 
+Jobs = Annotated[int | None, typer.Option(min=1, help="Processes; one a core of the machine, or cluster, if absent.")]
+RayAddress = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help="Compute on this Ray cluster: HOST:PORT, or auto.")
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SimOptions:

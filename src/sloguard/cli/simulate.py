@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
+from concurrent.futures import Future
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,12 +12,13 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sloguard.cli.progress import plain_console
-from sloguard.cli.sim_options import STDOUT, SimOptions, save_rows, with_options
+from sloguard.cli.sim_options import STDOUT, RayAddress, SimOptions, save_rows, with_options
 from sloguard.report.files import check_writable
 from sloguard.report.simulate import simulate_report
-from sloguard.sim.serve import Run
-from sloguard.study.sim_results import simulate_row
-from sloguard.study.simulation import check, notes_on, requests_of, run, step_times
+from sloguard.study.sim_results import Ran, run_seed, simulate_row
+from sloguard.study.sim_spec import SimSpec
+from sloguard.study.simulation import check, notes_on, step_times
+from sloguard.study.workers import workers
 from sloguard.workload.arrivals import SLOWEST_RATE, check_rate
 from sloguard.workload.scenarios import RATE_FLAG
 
@@ -25,6 +29,8 @@ def command(
     rate: Annotated[
         float | None, typer.Option(help="Requests/s over all engines; the workload's own if absent.")
     ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes; where they share cores, planners look slower.")] = 1,
+    ray_address: RayAddress = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Save the rows as JSON; - prints them.")] = None,
 ) -> int:
     """Serves a scenario or a trace on simulated GPUs, in virtual time, and judges every request's promises.
@@ -47,15 +53,25 @@ def command(
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("", total=len(specs) * options.seeds)
+    bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+    with workers(jobs, ray_address) as (executor, most), bar:
+        task = bar.add_task("", total=len(specs) * options.seeds)
+        parts = iter([(spec, seed) for spec in specs for seed in range(options.seeds)])
+        begun: deque[Future[Ran]] = deque()
+
+        def begin(spec: SimSpec, seed: int) -> None:
+            future = executor.submit(run_seed, spec, rate, seed)
+            future.add_done_callback(lambda _: bar.update(task, advance=1, description=f"{spec.name}, seed {seed}"))
+            begun.append(future)
+
+        def next_run() -> Ran:
+            for part in islice(parts, max(0, 2 * most - len(begun))):  # no more are held than keep all at work
+                begin(*part)
+            return begun.popleft().result()
+
         for spec in specs:
-            runs: list[Run] = []
-            for seed in range(options.seeds):
-                progress.update(task, description=f"{spec.name}, seed {seed}")
-                runs.append(run(spec, requests_of(spec, rate, seed).requests, seed, timed=True))
-                progress.advance(task)
-            rows.append({**simulate_row(spec, runs, rate), "step_times": step_times(spec)})
+            row = simulate_row(spec, [next_run() for _ in range(options.seeds)], rate)
+            rows.append({**row, "step_times": step_times(spec)})
     if json_file is not None:
         save_rows(json_file, rows)
     if json_file != STDOUT:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +17,9 @@ import typer
 from sloguard import __version__
 from sloguard.cli.options import api_key_from, parse_engine_args
 from sloguard.cli.progress import StudyProgress, plain_console
+from sloguard.engine.gpu_detect import visible_gpus
 from sloguard.engine.lend import scheduler_arguments
+from sloguard.engine.ray_cluster import cluster, places
 from sloguard.errors import SpecError
 from sloguard.optim.base import Goal
 from sloguard.plugins.options import Promise
@@ -23,7 +28,10 @@ from sloguard.report.tables import study_report
 from sloguard.space.flags import to_yaml
 from sloguard.space.policies import of_policy
 from sloguard.study.build import build_study, engine_policy
+from sloguard.study.lanes import Lane, Work, await_workers, close_all, gpu_lanes
 from sloguard.study.log import StudyLog
+from sloguard.study.parallel import run_parallel
+from sloguard.study.ray_lanes import ray_lanes
 from sloguard.study.results import Results
 from sloguard.study.runner import Study, run_study
 from sloguard.study.spec import StudySpec, digest_of
@@ -70,6 +78,10 @@ def command(
         typer.Option(metavar="NAME[:key=value]", help="Tune with sloguard's scheduler inside, its knobs in the space."),
     ] = None,
     default: Annotated[bool, typer.Option(show_default=False, help="Try the engine's default first (it does).")] = True,
+    parallel: Annotated[int, typer.Option(min=1, help="Trials at a time, each on GPUs of its own.")] = 1,
+    ray_address: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Run trials on this Ray cluster: HOST:PORT, or auto.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> int:
@@ -106,13 +118,20 @@ def command(
         raise SpecError("--out", out, "is empty", "Name a directory; it is made if it doesn't exist.")
     log = StudyLog(Path(out))
     _check_target(log, resume)
-    study = build_study(spec, api_key_from(api_key_env))
+    api_key = api_key_from(api_key_env)
+    study = build_study(spec, api_key)
     started_s = time.monotonic()
-    with log.writer():
-        _open(log, spec, study)
+    with log.writer(), ExitStack() as stack:
+        lanes = _lanes(spec, api_key, study, log.directory, parallel, ray_address, stack)
+        _open(log, spec, study, len(lanes))
         try:
             with StudyProgress(Goal(spec.objective), spec.budget, log.trials()) as progress:
-                for trial in run_study(study, log, spec.budget, progress.starting, progress.phase):
+                if lanes:
+                    goal, simulated = Goal(spec.objective), spec.engine == "sim"
+                    trials = run_parallel(study, log, spec.budget, lanes, goal, simulated, progress.starting)
+                else:
+                    trials = run_study(study, log, spec.budget, progress.starting, progress.phase)
+                for trial in trials:
                     progress.finished(trial)
         finally:  # what is known when a study is interrupted or the machine fails is as good as at its end
             results = Results(log.trials(), Goal(spec.objective), spec.try_default)
@@ -140,7 +159,52 @@ def _check_target(log: StudyLog, resume: bool) -> None:
         raise SpecError("--out", str(log.directory), "already holds a study", fix)
 
 
-def _open(log: StudyLog, spec: StudySpec, study: Study) -> None:
+def _lanes(
+    spec: StudySpec,
+    api_key: str | None,
+    study: Study,
+    directory: Path,
+    parallel: int,
+    ray_address: str | None,
+    stack: ExitStack,
+) -> list[Lane]:
+    """So many, closed by `stack`; none where trials run here, one after another. Raises SpecError where there are too
+    few GPUs.
+    """
+    if parallel == 1 and ray_address is None:
+        return []
+    each = 0 if spec.engine == "sim" else spec.tensor_parallel
+    if each:
+        _check_apart(study, parallel, ray_address)
+    work = Work(spec, api_key, study.engine.describe(), os.getcwd())
+    if ray_address is not None:
+        ray = stack.enter_context(cluster(ray_address))
+        if (there := places(ray, each)) < parallel:
+            plain_console(stderr=True).print(
+                f"the cluster has room for {there} of {parallel} trials at a time; the rest wait"
+            )
+        lanes = ray_lanes(ray, work, parallel, each)
+    else:
+        devices = visible_gpus() if each else []
+        if len(devices) < parallel * each:
+            problem = f"{parallel} x {each} GPUs are needed, and {len(devices)} are there"
+            raise SpecError("--parallel", parallel, problem, "Give less.")
+        await_workers(directory)
+        lanes = gpu_lanes(replace(work, directory=directory), parallel, devices)
+    stack.callback(close_all, lanes)
+    return lanes
+
+
+def _check_apart(study: Study, parallel: int, ray_address: str | None) -> None:
+    """Raises SpecError where trials would measure each other."""
+    facts = study.engine.facts()
+    flag, value = ("--ray-address", ray_address) if ray_address else ("--parallel", parallel)
+    if not facts.tunable or facts.device == "cpu":
+        problem = "trials at a time would share one server" if not facts.tunable else "trials would share a CPU"
+        raise SpecError(flag, value, f"{problem}, and measure each other", "Drop it.")
+
+
+def _open(log: StudyLog, spec: StudySpec, study: Study, lanes: int) -> None:
     """Writes the header of a new study; holds an old one's against `spec`. Raises SpecError where they differ.
 
     A header without a trial is what a start that failed at once left: there is nothing in it to go on with.
@@ -148,6 +212,8 @@ def _open(log: StudyLog, spec: StudySpec, study: Study) -> None:
     if not log.exists() or not log.trials():
         log.clear()
         header = {"spec": spec.to_json(), "spec_digest": spec.digest, "sloguard": __version__}
+        if lanes:
+            header["lanes"] = lanes
         log.append_header({**header, "engine": study.engine.describe()})
         return
     header = log.header()
@@ -157,6 +223,9 @@ def _open(log: StudyLog, spec: StudySpec, study: Study) -> None:
         flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
         made = f"the study in {log.directory} was made with {recorded.get(name)!r}"
         raise SpecError(flag, spec.to_json()[name], made, fix)
+    if (before := header.get("lanes", 0)) != lanes:
+        how = f"with {before} at a time" if before else "one after another, in the command itself"
+        raise SpecError("--parallel", max(lanes, 1), f"trials of the study in {log.directory} were made {how}", fix)
     for name, mine in study.engine.describe().items():
         if engine.get(name) != mine:
             raise SpecError(f"engine {name}", mine, f"the study in {log.directory} ran on {engine.get(name)!r}", fix)

@@ -24,6 +24,7 @@ from sloguard.errors import SpecError
 from sloguard.perf.gpus import GIB, MIB, Gpu, known_gpu
 
 VRAM_VARIABLE = "SLOGUARD_GPU_VRAM_GB"
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 PROBE_TIMEOUT_S = 30.0
 
 _ASK_TORCH = """
@@ -66,6 +67,12 @@ def detect_gpu(env: Environment = os.environ) -> DetectedGpu:
         "no GPU was found (asked NVML, torch and nvidia-smi)",
         f"State one with --gpu NAME, or its memory with {VRAM_VARIABLE}=40",
     )
+
+
+def visible_gpus(env: Environment = os.environ) -> list[str]:
+    """The GPUs there are, as CUDA_VISIBLE_DEVICES names them. Raises SpecError where there is none."""
+    named = _visible(env)
+    return list(named) if named is not None else [str(number) for number in range(detect_gpu(env).count)]
 
 
 def stated_vram(env: Environment) -> DetectedGpu | None:
@@ -145,7 +152,7 @@ PROBES: tuple[Probe, ...] = (stated_vram, nvml, torch_cuda, nvidia_smi)
 
 def _visible(env: Environment) -> list[str] | None:
     """Indices or UUIDs in CUDA_VISIBLE_DEVICES; None where it is not set (all are visible)."""
-    text = env.get("CUDA_VISIBLE_DEVICES")
+    text = env.get(VISIBLE)
     if text is None:
         return None
     devices = [device.strip() for device in text.split(",") if device.strip()]

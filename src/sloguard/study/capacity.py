@@ -9,22 +9,17 @@ replays what is on record: it equals one that was never interrupted.
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass, field, fields
 from math import inf
-from multiprocessing import active_children, get_context, parent_process
-from threading import Thread
 from typing import Any
 
-from sloguard.errors import LogError, WorkerLost
+from sloguard.errors import LogError
 from sloguard.sim.capacity import Bracket, Misses, allowed_misses, drained, search
 from sloguard.study.sim_spec import SimSpec
 from sloguard.study.simulation import first_guess, requests_of, run, step_times
+from sloguard.study.workers import workers
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -128,12 +123,14 @@ def find_capacities(
     rows: Sequence[SimSpec],
     question: Question,
     *,
-    jobs: int = 1,
+    jobs: int | None = 1,
+    ray_address: str | None = None,
     known: Mapping[tuple[str, float], Probe] | None = None,
     on_probe: Callable[[Probe], None] = lambda probe: None,
     on_row: Callable[[Capacity], None] = lambda capacity: None,
 ) -> list[Capacity]:
-    """The capacity of each row, in the order given. `known` are probes on record: they are not run again.
+    """The capacity of each row, in the order given. `jobs` and `ray_address` are as in `workers`. `known` are probes on
+    record: they are not run again.
 
     `on_probe` is told of each probe that was run, as it ends; `on_row` of each row.
     """
@@ -153,9 +150,9 @@ def find_capacities(
         found[one.spec.name] = ended
         on_row(ended)
 
-    with _workers(jobs) as executor:
+    with workers(jobs, ray_address) as (executor, most):
         while waiting or running:
-            while waiting and len(running) < jobs:  # rows are finished one after another, not all at the end
+            while waiting and len(running) < most:  # rows are finished one after another, not all at the end
                 spec = waiting.pop()
                 asking = search(first_guess(spec), rates=question.rates, tolerance=question.tolerance)
                 go_on(_Search(spec, asking), None)
@@ -166,50 +163,6 @@ def find_capacities(
                 one.probes.append(result)
                 go_on(one, result.passed(question.target))
     return [found[spec.name] for spec in rows]
-
-
-@contextmanager
-def _workers(jobs: int) -> Generator[Executor]:
-    """Processes that neither an interrupt nor the death of this one leaves behind."""
-    if jobs == 1:
-        yield _InProcess()
-        return
-    executor = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_follow_parent)
-    try:
-        yield executor
-    except BaseException as error:
-        for child in active_children():
-            child.terminate()  # a probe may have minutes to go, and nobody waits for it any more
-        executor.shutdown(cancel_futures=True)  # waits: the interpreter's exit races with the executor's thread
-        if isinstance(error, BrokenProcessPool):
-            raise WorkerLost(
-                "a process of the search was killed, perhaps for memory. Use fewer --jobs; what --out has recorded "
-                "is kept, and --resume goes on from there."
-            ) from error
-        raise
-    executor.shutdown()
-
-
-class _InProcess(Executor):
-    """Runs at once, here."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
-
-
-def _follow_parent() -> None:
-    """An interrupt is the parent's to handle; a worker ends when the parent does, even by `kill -9`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None, "a worker has a parent"
-    parent.join()
-    os._exit(1)
 
 
 def to_json(capacity: Capacity, question: Question) -> dict[str, Any]:

@@ -2,6 +2,10 @@
 
 line 1      {"kind": "header", "schema": 1, "spec": {...}, "spec_digest": ..., "sloguard": ..., "engine": {...}}
 line 2...   {"kind": "trial", "number": 1, "proposed": {...}, "config": {...}, "outcome": {...}, "cost_s": ...}
+
+Where several trials run at a time, a line with its proposal comes before each starts, and trials come as they end:
+
+            {"kind": "proposal", "number": 2, "lane": 1, "proposed": {...}, "config": {...}, ...}
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from typing import Any
 
 from sloguard.errors import LogError
 from sloguard.study.jsonl import JsonLog
-from sloguard.trial import Trial
+from sloguard.trial import Proposal, Trial
 
 SCHEMA = 1
 LOG_NAME = "study.jsonl"
@@ -46,19 +50,45 @@ class StudyLog:
         return header
 
     def trials(self) -> list[Trial]:
-        """All complete trials, numbered 1, 2, ... Raises LogError naming the first line that is wrong."""
+        """All complete trials as they ended: 1, 2, ... where one ran at a time. Raises LogError naming the first line
+        that is wrong.
+        """
         self.header()
-        return [self._trial(number, record) for number, record in enumerate(self._log.records(), start=1)]
+        proposed: set[int] = set()
+        found: dict[int, Trial] = {}
+        for line, record in enumerate(self._log.records(), start=2):
+            if record.get("kind") == "proposal":
+                proposed.add(self._proposal(line, record)[0])
+                continue
+            trial = self._trial(line, record)
+            known = trial.number in proposed if proposed else trial.number == len(found) + 1
+            if not known or trial.number in found:
+                expected = "one that was proposed and has not ended" if proposed else len(found) + 1
+                problem = f"holds trial {trial.number}, expected {expected}. A line is missing or doubled."
+                raise LogError(f"{self.path}, line {line}: {problem}")
+            found[trial.number] = trial
+        return list(found.values())
 
-    def _trial(self, number: int, record: dict[str, Any]) -> Trial:
-        where = f"{self.path}, line {number + 1}"
+    def proposals(self) -> dict[int, tuple[int, Proposal]]:
+        """Lane and proposal by the trial's number, of those that are written down before they run."""
+        records = enumerate(self._log.records(), start=2)
+        found = (self._proposal(line, record) for line, record in records if record.get("kind") == "proposal")
+        return {number: (lane, proposal) for number, lane, proposal in found}
+
+    def _trial(self, line: int, record: dict[str, Any]) -> Trial:
         try:
-            trial = Trial.from_json(record)
+            return Trial.from_json(record)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise LogError(f"{where}: is not a trial record ({error!r}). Restore the file from a copy.") from error
-        if trial.number != number:
-            raise LogError(f"{where}: holds trial {trial.number}, expected {number}. A line is missing or doubled.")
-        return trial
+            raise self._no_record("trial", line, error) from error
+
+    def _proposal(self, line: int, record: dict[str, Any]) -> tuple[int, int, Proposal]:
+        try:
+            return int(record["number"]), int(record["lane"]), Proposal.from_json(record)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self._no_record("proposal", line, error) from error
+
+    def _no_record(self, kind: str, line: int, error: Exception) -> LogError:
+        return LogError(f"{self.path}, line {line}: is not a {kind} record ({error!r}). Restore the file from a copy.")
 
     def writer(self) -> AbstractContextManager[None]:
         """Holds the study's lock and drops an unfinished last line. Raises LogError if another process writes."""
@@ -73,3 +103,7 @@ class StudyLog:
 
     def append(self, trial: Trial) -> None:
         self._log.append("trial", trial.to_json())
+
+    def append_proposal(self, number: int, lane: int, proposal: Proposal) -> None:
+        """Before the trial starts, where it is not the only one."""
+        self._log.append("proposal", {"number": number, "lane": lane, **proposal.to_json()})

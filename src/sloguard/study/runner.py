@@ -30,7 +30,7 @@ from sloguard.rng import stream
 from sloguard.space.repair import Repaired
 from sloguard.space.space import Space
 from sloguard.study.log import StudyLog
-from sloguard.trial import Avoided, Config, Crashed, Measured, Outcome, Refused, Trial, Value
+from sloguard.trial import Avoided, Config, Crashed, Measured, Outcome, Proposal, Refused, Trial, Value
 
 REFUSALS_PER_TRIAL = 20  # proposals the guard may turn down before the trial itself is recorded as refused
 ENVIRONMENT_ATTEMPTS = 3  # a port or a network hiccup is tried again; what persists is the user's to mend
@@ -61,22 +61,6 @@ class Study:
     retry_wait_s: float = 5.0  # between attempts that the machine, not the config, made fail
 
 
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """What to try next. `config` is recorded and learnt from; `run` is what the engine is given."""
-
-    proposed: Config
-    config: Config
-    repairs: tuple[str, ...] = ()
-    avoided: tuple[Avoided, ...] = ()
-    refused: str | None = None
-
-    @property
-    def run(self) -> Config:
-        """The default is whatever the engine does when nothing is asked of it."""
-        return self.config if self.proposed else Config()
-
-
 def run_study(
     study: Study,
     log: StudyLog,
@@ -97,9 +81,8 @@ def run_study(
             return
         on_trial(number, proposal)
         trial_dir = log.directory / "trials" / f"{number:03d}"
-        trial = _attempt(study, proposal, number, trial_dir, on_phase)
-        _stop_if_nothing_can_run(trial, history, trial_dir)
-        _stop_if_the_default_is_invalid(trial)
+        trial = attempt(study, proposal, number, trial_dir, on_phase)
+        stop_if_it_is_no_use(trial, history, trial_dir)
         log.append(trial)
         history.append(trial)
         yield trial
@@ -133,7 +116,9 @@ def _as_refused(avoided: Avoided, number: int) -> Trial:
     return Trial(number, avoided.proposed, avoided.config, Refused(avoided.reason), 0.0)
 
 
-def _attempt(study: Study, proposal: Proposal, number: int, trial_dir: Path, on_phase: OnPhase) -> Trial:
+def attempt(study: Study, proposal: Proposal, number: int, trial_dir: Path, on_phase: OnPhase = ignore_phase) -> Trial:
+    """Runs it, and judges what came of it."""
+
     def trial(outcome: Outcome, cost_s: float, config: Config = proposal.config) -> Trial:
         return Trial(number, proposal.proposed, config, outcome, cost_s, proposal.repairs, proposal.avoided)
 
@@ -162,6 +147,12 @@ def _as_it_ran(known: Config, effective: Mapping[str, Value], space: Space) -> C
     """The default as the engine says it ran, and as it is known to be where the engine doesn't say."""
     told = {n: effective[n] for n in space.names if n in effective and space.knob(n).accepts(effective[n])}
     return known.replace(**told)
+
+
+def stop_if_it_is_no_use(trial: Trial, history: Sequence[Trial], trial_dir: Path) -> None:
+    """Raises EnvironmentFault or SpecError where what kept this trial from running keeps every other."""
+    _stop_if_nothing_can_run(trial, history, trial_dir)
+    _stop_if_the_default_is_invalid(trial)
 
 
 def _stop_if_nothing_can_run(trial: Trial, history: Sequence[Trial], trial_dir: Path) -> None:

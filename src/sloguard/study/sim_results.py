@@ -5,9 +5,10 @@ Percentiles are over the requests of all seeds; rates and attainment are means o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 
@@ -15,13 +16,34 @@ from sloguard.contract import percentile
 from sloguard.metrics import ClassSummary, Dist, summarise
 from sloguard.request import End, Timeline
 from sloguard.sched.job import Tier
+from sloguard.sim.replica import ReplicaStats
 from sloguard.sim.serve import Run
 from sloguard.study.sim_spec import SimSpec
+from sloguard.study.simulation import requests_of, run
 
 LATENCIES = {"ttft": "ttft_s", "tpot": "tpot_s", "e2el": "e2el_s"}
 
 
-def simulate_row(spec: SimSpec, runs: Sequence[Run], rate: float | None) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What figures are made of: all of a `Run` that can be sent from one process to another."""
+
+    timelines: list[Timeline]
+    requests_by_tier: Counter[Tier]
+    hops: int
+    stats: list[ReplicaStats]
+
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        return cls(run.timelines, run.requests_by_tier, run.hops, [replica.stats for replica in run.replicas])
+
+
+def run_seed(spec: SimSpec, rate: float | None, seed: int) -> Ran:
+    """Serves the row's requests of one seed; `rate` None is the workload's own."""
+    return Ran.of(run(spec, requests_of(spec, rate, seed).requests, seed, timed=True))
+
+
+def simulate_row(spec: SimSpec, runs: Sequence[Ran], rate: float | None) -> dict[str, Any]:
     """The figures of one row; `runs` has one a seed. `rate` is what was asked for, requests/s in all."""
     each = [summarise(run.timelines, spec.tpot_rule) for run in runs]
     timelines = [t for run in runs for t in run.timelines]
@@ -72,9 +94,9 @@ def stage_timelines(timeline: Timeline) -> list[Timeline]:
     return found
 
 
-def _engine_figures(runs: Sequence[Run]) -> dict[str, Any]:
+def _engine_figures(runs: Sequence[Ran]) -> dict[str, Any]:
     """Tiers count requests, by how their last stage was served."""
-    stats = [replica.stats for run in runs for replica in run.replicas]
+    stats = [one for run in runs for one in run.stats]
     plan_ms = np.sort(np.array([s for one in stats for s in one.plan_s])) * 1000
     steps = sum(one.steps for one in stats)
     tiers = {tier: sum(run.requests_by_tier[tier] for run in runs) for tier in Tier}

@@ -1,0 +1,108 @@
+"""Where the independent parts of a study are computed: here, in processes of this machine, or on a Ray cluster.
+
+What is computed is a function of its arguments alone, so where that happens changes nothing but how long it takes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Generator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import active_children, get_context, parent_process
+from threading import Thread
+from typing import Any
+
+from sloguard.engine.ray_cluster import cluster, cores
+from sloguard.errors import WorkerLost
+
+RETRIES = 3  # of a part whose process or machine is lost
+
+
+@contextmanager
+def workers(jobs: int | None, ray_address: str | None = None) -> Generator[tuple[Executor, int]]:
+    """Yields what computes, and how many parts at a time keep it busy: `jobs`, or one a core of the machine or cluster.
+
+    Neither an interrupt nor the death of this process leaves any worker behind. Raises WorkerLost where one is killed.
+    """
+    if ray_address is not None:
+        with cluster(ray_address) as ray, _OnRay(ray) as executor:
+            yield executor, jobs or max(1, cores(ray))
+        return
+    jobs = jobs or len(os.sched_getaffinity(0))
+    if jobs == 1:
+        yield _InProcess(), 1
+        return
+    executor = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_follow_parent)
+    try:
+        yield executor, jobs
+    except BaseException as error:
+        for child in active_children():
+            child.terminate()  # it may have minutes to go, and nobody waits for it any more
+        executor.shutdown(cancel_futures=True)  # waits: the interpreter's exit races with the executor's thread
+        if isinstance(error, BrokenProcessPool):
+            raise WorkerLost(
+                "a process was killed, perhaps for memory. Use fewer --jobs; a search with --out goes on with --resume."
+            ) from error
+        raise
+    executor.shutdown()
+
+
+class _InProcess(Executor):
+    """Runs at once, here."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+class _OnRay(Executor):
+    """A task a part. Ray makes it again where its worker is lost."""
+
+    def __init__(self, ray: Any) -> None:
+        self._ray = ray
+        self._task = ray.remote(num_cpus=1, max_retries=RETRIES)(_as_here)
+        self._running: dict[Future[Any], Any] = {}
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        task = self._task.remote(os.getcwd(), fn, *args, **kwargs)
+        future: Future[Any] = task.future()
+        self._running[future] = task
+        future.add_done_callback(self._running.pop)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        for task in list(self._running.values()):
+            self._ray.cancel(task, force=True)
+
+    def __exit__(self, kind: type[BaseException] | None, error: Any, *_: object) -> None:
+        self.shutdown()
+        if isinstance(error, self._ray.exceptions.RayTaskError):
+            raise error.cause from error
+        if isinstance(error, self._ray.exceptions.RayError):
+            problem = f"a worker of the cluster was lost {RETRIES + 1} times ({type(error).__name__})"
+            raise WorkerLost(f"{problem}. See `ray status`; a search with --out goes on with --resume.") from error
+
+
+def _as_here(directory: str, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """With the user's own modules, where the machine has them: they lie where the command is given."""
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
+    return fn(*args, **kwargs)
+
+
+def _follow_parent() -> None:
+    """An interrupt is the parent's to handle; a worker ends when the parent does, even by `kill -9`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None, "a worker has a parent"
+    parent.join()
+    os._exit(1)
