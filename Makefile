@@ -3,15 +3,15 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 DEMO_DIR ?= demo-study
 
-.PHONY: demo test check test-vllm test-bo bench clean
+.PHONY: demo test check test-vllm test-ray test-bo bench clean
 
 demo: .venv/.installed ## A crash-aware tuning study on a simulated GPU, with a report at the end
 	rm -rf $(DEMO_DIR)
 	$(BIN)/sloguard tune --engine sim --gpu A100-40GB --model meta-llama/Llama-3.1-8B --optimizer tba-tpe --budget 20 \
 	  --seed 42 --slo-ttft-p99 500 --slo-itl-p99 100 --request-rate 8 --num-requests 400 --out $(DEMO_DIR)
 
-test: check ## Lint, types and every test that needs no vLLM
-	$(BIN)/python -m pytest -n auto -m "not vllm"
+test: check ## Lint, types and every test that needs neither vLLM nor Ray
+	$(BIN)/python -m pytest -n auto -m "not vllm and not ray"
 
 check: .venv/.installed
 	$(BIN)/ruff format --check .
@@ -28,6 +28,9 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 test-vllm: .venv/.installed .venv-vllm/.installed .venv-vllm-oldest/.installed ## Tests that start a real vLLM on the CPU
 	$(BIN)/python -m pytest -n 2 -m vllm tests/plugins tests/sched
 	$(BIN)/python -m pytest -m vllm --ignore tests/plugins --ignore tests/sched
+
+test-ray: .venv-ray/.installed ## Tests on a real Ray, in a network of their own: Ray listens beyond loopback
+	unshare --map-root-user --net sh -c 'ip link set lo up && exec .venv-ray/bin/python -m pytest -m ray'
 
 test-bo: .venv-bo/.installed ## The conformance suite with BoTorch, which is an optional and large dependency
 	OMP_NUM_THREADS=1 .venv-bo/bin/python -m pytest -n auto tests/conformance -k constrained-bo
@@ -55,6 +58,11 @@ bench: .venv/.installed .venv-vllm/.installed ## The benchmarks, as ratios in on
 	.venv-bo/bin/python -m pip --quiet install --editable '.[bo,dev]'
 	touch $@
 
+.venv-ray/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python -m pip --quiet install --editable '.[ray,dev]'
+	touch $@
+
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -62,4 +70,4 @@ bench: .venv/.installed .venv-vllm/.installed ## The benchmarks, as ratios in on
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm .venv-bo models $(DEMO_DIR) build dist
+	rm -rf .venv .venv-vllm .venv-vllm-oldest .venv-ray .venv-bo models $(DEMO_DIR) build dist

@@ -36,10 +36,11 @@ MAY_IMPORT = {
     "route": {"words", "perf", "sched"},
     "sim": {"words", "perf", "sched", "route"},
     "load": {"words"},
-    "plugins": {"words", "perf", "sched"},  # runs inside vLLM, whose process never loads the rest
-    "engine": {"words", "perf", "sched", "sim", "space", "load", "workload", "plugins"},
+    "plugins": {"words", "perf", "sched", "route"},  # runs inside vLLM, whose process never loads the rest
+    "engine": {"words", "perf", "sched", "route", "sim", "space", "load", "workload", "plugins"},
     "study": {"words", "workload", "perf", "space", "optim", "sched", "route", "sim", "engine"},
     "report": {"words", "optim", "sched", "sim", "load", "study"},
+    "fleet": {"words", "sched", "route", "plugins", "engine", "study", "report"},
     "cli": {
         "words",
         "workload",
@@ -51,6 +52,8 @@ MAY_IMPORT = {
         "load",
         "plugins",
         "engine",
+        "route",
+        "fleet",
         "study",
         "report",
     },
@@ -67,9 +70,17 @@ HOMES = {
     "pynvml": {"engine/gpu_detect.py", "engine/gpu_memory.py"},
     "matplotlib": {"report/capacity_figure.py"},
     "vllm": {"plugins/vllm_scheduler.py"},
-    "prometheus_client": {"plugins/meters.py", "plugins/door.py", "engine/emulator_server.py"},
+    "prometheus_client": {
+        "plugins/meters.py",
+        "plugins/door.py",
+        "engine/emulator_server.py",
+        "fleet/meters.py",
+        "fleet/server.py",
+    },
+    "aiohttp": {"fleet/link.py"},
+    "ray": {"fleet/ray_app.py", "fleet/ray_serve.py"},
     "fastapi": {"engine/emulator*.py"},
-    "uvicorn": {"engine/emulator_server.py"},
+    "uvicorn": {"engine/emulator_server.py", "fleet/server.py"},
     "typer": {"cli/*"},
 }
 

@@ -46,6 +46,12 @@ class Seen:
     def __init__(self) -> None:
         self.ended: list[tuple[Job, float, bool]] = []
 
+    def came(self, ticket: str) -> None:
+        raise AssertionError("nobody routes here")
+
+    def declined(self, job: Job) -> None:
+        raise AssertionError("there is nobody else")
+
     def finished(self, job: Job, now_s: float, completed: bool) -> None:
         self.ended.append((job, now_s, completed))
 

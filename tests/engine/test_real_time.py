@@ -73,12 +73,16 @@ async def read(call: Call) -> int:
     return done
 
 
+def no_decline(job: Job) -> None:
+    raise AssertionError("there is nobody else")
+
+
 def with_engine(
     body: Callable[[RealTime, Ended], Awaitable[None]],
     make: Callable[..., Watched] | None = None,
 ) -> tuple[RealTime, Ended]:
     ended = Ended()
-    engine = RealTime(make or maker(), ended)
+    engine = RealTime(make or maker(), ended, no_decline)
 
     async def main() -> None:
         async with engine.running():

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sloguard.engine.slo_classes import SloClasses, read_slo_classes
+from sloguard.engine.slo_classes import SloClasses, read_slo_classes, to_toml
 from sloguard.errors import SpecError
 from sloguard.plugins.options import Promise
 
@@ -66,3 +66,15 @@ def test_what_is_wrong_in_the_file_is_named(tmp_path: Path, text: str | bytes, s
 def test_a_file_that_cannot_be_read(tmp_path: Path, name: str):
     with pytest.raises(SpecError, match="can't be read"):
         read_slo_classes(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        SloClasses(),
+        SloClasses(default="best-effort"),
+        SloClasses(default="a.b", classes={"a.b": Promise(ttft_ms=0.001, tpot_ms=86400000.0), "c": Promise()}),
+    ],
+)
+def test_what_is_written_is_read_again(tmp_path: Path, classes: SloClasses):
+    assert read(tmp_path, to_toml(classes)) == classes

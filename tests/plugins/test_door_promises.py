@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from asgi import HANG_UP, Headers, Message, parts_of
 from doors import COMPLETE, asked, refusal
-from sloguard.plugins.door import GENERATES, LARGEST_BODY_BYTES, TAKES_PROMISES
+from sloguard.plugins.asgi import LARGEST_BODY_BYTES
+from sloguard.plugins.door import GENERATES, TAKES_PROMISES
 from sloguard.sched.asked import FIELDS
 
 

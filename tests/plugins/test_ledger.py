@@ -14,9 +14,9 @@ CLASSES = {"slo_classes": {"chat": {"ttft_ms": 500, "tpot_ms": 50}}, "default_cl
 THINKS = {"slo_class": "chat", "slo_think_tpot_ms": 20}
 
 
-def ledger(**options: object) -> tuple[Ledger, CollectorRegistry]:
+def ledger(router_proof: str | None = None, **options: object) -> tuple[Ledger, CollectorRegistry]:
     registry = CollectorRegistry()
-    return Ledger(Options.model_validate(CLASSES | options), Meters(registry)), registry
+    return Ledger(Options.model_validate(CLASSES | options), Meters(registry), router_proof), registry
 
 
 def ended(registry: CollectorRegistry, slo_class: str, outcome: str) -> float:
@@ -37,6 +37,20 @@ def test_what_can_not_be_read_is_of_the_default_class_and_counted():
     kept.enter("a", 0.0, 100, 50, extra={"slo_ttft_ms": "soon"})
     assert kept.jobs["a"].app == "chat"
     assert registry.get_sample_value("sloguard_bad_slos_total") == 1
+
+
+OF_ROUTER = {"slo_hops_left": 2, "slo_ticket": "t", "slo_waited_ms": 3000}
+
+
+@pytest.mark.parametrize(
+    ("proof", "more", "believed"),
+    [("p", {"slo_router": "p"}, True), ("p", {"slo_router": "q"}, False), ("p", {}, False), (None, {}, False)],
+)
+def test_only_its_own_router_is_believed(proof: str | None, more: dict[str, str], believed: bool):
+    kept, _ = ledger(proof)
+    kept.enter("a", 10.0, 100, 50, extra={**OF_ROUTER, **more})
+    job = kept.jobs["a"]
+    assert (job.hops_left, list(kept.tickets), job.arrival_s) == ((2, ["t"], 7.0) if believed else (0, [], 10.0))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from paths import REPO
+from sloguard.fleet.meters import GatewayMeters
 from sloguard.perf.batch_time import BatchTime, Piece
 from sloguard.perf.online import OnlineTime
 from sloguard.plugins.meters import Meters, outcome, refusals
@@ -20,6 +21,7 @@ from sloguard.sched.job import Job, Tier
 
 ENGINE = """
 import sys
+from sloguard.fleet.meters import GatewayMeters
 from sloguard.plugins.meters import Meters
 from sloguard.sched.job import Job, Tier
 jobs, due_s = int(sys.argv[1]), float(sys.argv[2])
@@ -148,6 +150,7 @@ QUERIED = {"counter": "_total", "histogram": "_bucket", "gauge": ""}
 def test_the_dashboard_shows_each_and_nothing_else(registry: CollectorRegistry):
     dashboard = (REPO / "dashboards" / "sloguard.json").read_text()
     refusals(registry)
+    GatewayMeters(registry)
     assert set(re.findall(r"sloguard_\w+", dashboard)) == {
         metric.name + QUERIED[metric.type] for metric in registry.collect()
     }
@@ -158,6 +161,9 @@ def test_the_dashboard_knows_the_labels(registry: CollectorRegistry, meters: Met
     meters.planned(0.001)
     meters.holds(0.0, (), (), 0.5)
     refusals(registry).labels("key").inc()
+    gateway = GatewayMeters(registry)
+    gateway.are({"r0": True})
+    gateway.lost(begun=True)
     labels = {"le", "instance"} | {
         name for metric in registry.collect() for sample in metric.samples for name in sample.labels
     }

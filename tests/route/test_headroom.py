@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from clusters import LINEAR, state
 from sloguard.perf.batch_time import Batch
 from sloguard.rng import stream
-from sloguard.route.headroom import Headroom, Sent, headroom_s
+from sloguard.route.base import ReplicaState
+from sloguard.route.headroom import Headroom, Sent, headroom_s, pressure
 from sloguard.sched.job import Job
 
 
@@ -181,3 +182,17 @@ def test_of_many_replicas_only_some_are_looked_at():
 
     router().choose(0.0, job(), Counting([state()] * 100), ())
     assert 8 < len(looked_at) < 20
+
+
+@pytest.mark.parametrize(
+    ("of", "least", "most"),
+    [
+        (state(), 0.0, 0.0),
+        (state(due=((1.0, 8000),), queued_tokens=8000), 0.4, 0.6),  # about 0.5 s of work
+        (state(free_blocks=250, waiting_blocks=50), 0.7, 0.9),
+        (state(running=16, waiting=4, put_off=2), 1.0, 1.0),
+        (state(running=16, waiting=4, put_off=20), 2.0, 2.0),
+    ],
+)
+def test_pressure_is_what_is_taken_of_what_promises_leave(of: ReplicaState, least: float, most: float):
+    assert least <= pressure(0.0, of) <= most

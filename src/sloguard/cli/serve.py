@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import Annotated
 import typer
 
 from sloguard.cli.options import api_key_from, parse_engine_args, read_slo
+from sloguard.cli.serve_fleet import FleetOptions, serve_fleet
 from sloguard.crash import diagnose
 from sloguard.engine.emulated import Emulated
 from sloguard.engine.emulator_server import serve_emulator
+from sloguard.engine.processes import end_with_parent
 from sloguard.engine.serving import ServeSetup, VllmServing, check_port
 from sloguard.engine.slo_classes import SloClasses, read_slo_classes
 from sloguard.errors import EngineCrash, SpecError
-from sloguard.plugins.options import DoorOptions, Promise
+from sloguard.plugins.options import CONTROL_TOKEN, DoorOptions, Promise
 from sloguard.sched.policy import POLICIES
 from sloguard.study.choice import Choice, read_choice
 from sloguard.trial import Value
@@ -64,14 +67,30 @@ def command(
     profile: Annotated[
         Path | None, typer.Option(help="Step times that `sloguard profile --out` saved; else those it finds by engine.")
     ] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="Engines behind one endpoint.")] = 1,
+    backend: Annotated[
+        str | None, typer.Option(help="Who runs several replicas: ray (Ray Serve) | local (this machine, without Ray).")
+    ] = None,
+    max_replicas: Annotated[int | None, typer.Option(help="With ray: so many at most, by predicted headroom.")] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Of a running Ray cluster, or auto; started here if absent.")
+    ] = None,
+    emit_serve_config: Annotated[
+        Path | None, typer.Option(help="Write a Ray Serve config for `serve deploy` and KubeRay, and start nothing.")
+    ] = None,
+    router: Annotated[
+        str | None,
+        typer.Option(metavar="NAME[:key=value]", help="Which replica gets a request: headroom if absent."),
+    ] = None,
 ) -> int:
     """Serves a model so that each request keeps the promise it came with, or that of its class.
 
     Exit code: 0 after an orderly end (SIGTERM, Ctrl-C), 1 where the engine failed, 2 bad input, also where only the
     engine could tell.
 
-    Example: `sloguard serve --model meta-llama/Llama-3.1-8B --slo-classes classes.toml`
+    Example: `sloguard serve --model meta-llama/Llama-3.1-8B --slo-classes classes.toml --replicas 4 --backend local`
     """
+    end_with_parent()
     if engine not in ENGINES:
         raise SpecError("--engine", engine, "no such engine", f"Use {' or '.join(ENGINES)}.")
     for flag, seconds in (
@@ -90,16 +109,56 @@ def command(
         arguments = {**arguments, "served_model_name": served_name}
     if api_key is None and host not in LOCAL:
         _say(f"anybody who reaches {host}:{port} may use the model: give a key with --api-key-env")
+    door = DoorOptions(
+        slo_classes=classes.classes,
+        default_class=classes.default,
+        max_requests=max_requests * (max_replicas or replicas),
+        max_wait_s=max_wait,
+        api_key=api_key,
+        control_token=os.environ.get(CONTROL_TOKEN) or None,
+    )
     if engine == "emulator":
         _refuse("--engine-python", engine_python, "--step-log", step_log, "--think-end-token-id", think_end_token_id)
         _refuse("--profile", profile)
-        door = DoorOptions(
-            slo_classes=classes.classes,
-            default_class=classes.default,
-            max_requests=max_requests,
-            max_wait_s=max_wait,
-            api_key=api_key,
+    if backend is not None or replicas > 1 or max_replicas is not None or emit_serve_config is not None:
+        if step_log is not None:
+            raise SpecError("--step-log", str(step_log), "is of one engine", "Drop it, or serve one replica.")
+        fleet = FleetOptions(
+            replicas=replicas,
+            backend=backend or "ray",
+            router=router or "headroom",
+            host=host,
+            port=port,
+            drain_timeout_s=drain_timeout,
+            start_timeout_s=start_timeout,
+            api_key_env=api_key_env,
+            max_replicas=max_replicas,
+            ray_address=ray_address,
+            emit=emit_serve_config,
         )
+        flags = {
+            "--model": model,
+            "--engine": engine,
+            "--policy": policy,
+            "--slo-classes": slo_classes and slo_classes.absolute(),
+            "--default-slo": default_slo,
+            "--engine-arg": engine_arg,
+            "--engine-python": engine_python,
+            "--gpu": gpu,
+            "--tensor-parallel": tensor_parallel,
+            "--max-wait": max_wait,
+            "--max-requests": max_requests,
+            "--start-timeout": start_timeout,
+            "--drain-timeout": drain_timeout,
+            "--think-end-token-id": think_end_token_id,
+            "--served-name": served_name,
+            "--profile": profile and profile.absolute(),
+        }
+        return serve_fleet(fleet, flags, door, _say)
+    for flag, value in (("--ray-address", ray_address), ("--router", router)):
+        if value is not None:
+            raise SpecError(flag, value, "is for several replicas", "Add --replicas.")
+    if engine == "emulator":
         return _emulate(model, gpu, tensor_parallel, chosen, arguments, door, host, port, drain_timeout)
     setup = ServeSetup(
         model,

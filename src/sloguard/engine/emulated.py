@@ -23,7 +23,7 @@ from sloguard.sched.policy import POLICIES, Policy, Speculation
 from sloguard.sim.kernel import Kernel
 from sloguard.sim.memory import Memory
 from sloguard.sim.noise import jitter
-from sloguard.sim.replica import OnTokens, Replica
+from sloguard.sim.replica import OnDecline, OnTokens, Replica
 from sloguard.sim.settings import Settings, read_settings
 from sloguard.sim.start import start
 from sloguard.trial import Value
@@ -48,7 +48,7 @@ class Emulated:
     noise: float = 0.0
     seed: int = 0
 
-    def replica(self, kernel: Kernel, on_tokens: OnTokens) -> Replica:
+    def replica(self, kernel: Kernel, on_tokens: OnTokens, on_decline: OnDecline | None = None) -> Replica:
         """Raises SpecError for a model, GPU, policy or argument there isn't, and for what vLLM would not start with."""
         policy = self._policy()
         model, gpu = self._shape(), gpu_named(self.gpu)
@@ -70,6 +70,7 @@ class Emulated:
             kv,
             time,
             on_tokens,
+            on_decline,
             predicted=OnlineTime(time) if self.noise else None,
             lengths=Quantile(),
             step_scale=jitter(stream(self.seed, "noise"), self.noise) if self.noise else None,

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from sloguard.sched.asked import DECLINED
 from sloguard.sched.job import Job
 
 TOKENIZER = "4 UTF-8 bytes a token"
@@ -154,6 +155,11 @@ class ChatRequest(Asking):
         return chat_bytes(self.messages)
 
 
+class DetokenizeRequest(BaseModel):
+    model: str | None = None
+    tokens: list[TokenId]
+
+
 class TokenizeRequest(BaseModel):
     model: str | None = None
     prompt: Text | None = None
@@ -184,17 +190,6 @@ def bytes_of(ids: Sequence[int]) -> bytes:
     return struct.pack(f">{len(ids)}I", *ids)
 
 
-def block_keys(prompt: bytes, block_tokens: int) -> tuple[int, ...]:
-    """Of the prompt's full KV blocks: equal where a block and all text before it are."""
-    width = block_tokens * TOKEN_BYTES
-    keys: list[int] = []
-    key = 0
-    for start in range(0, len(prompt) - width + 1, width):
-        key = hash((key, prompt[start : start + width]))
-        keys.append(key)
-    return tuple(keys)
-
-
 class Answer:
     """What is written to a client of one request: `output_tokens` words of filler, whole or as events."""
 
@@ -203,6 +198,7 @@ class Answer:
         self.stream = bool(request.stream)
         self._chat = isinstance(request, ChatRequest)
         self._prompt_tokens, self._output_tokens = job.prompt_tokens, job.output_tokens
+        self._prompt_ids = ids_of(request.prompt_bytes) if request.return_token_ids else None
         self._finish_reason = finish_reason
         self._final_usage = bool(options.include_usage)
         self._running_usage = self._final_usage and bool(options.continuous_usage_stats)
@@ -213,18 +209,25 @@ class Answer:
         self._event_head = f"data: {_json(self._head)[:-1]}"
 
     def whole(self) -> bytes:
-        text, ids = _words(0, self._output_tokens)
+        text, ids = self._words(0, self._output_tokens)
         choice: dict[str, Any] = {"index": 0}
         choice |= {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
         choice |= {"logprobs": None, "finish_reason": self._finish_reason, "stop_reason": None}
         choice |= {"token_ids": ids} if self._token_ids else {}
         return _json({**self._head, "choices": [choice], "usage": self._usage(self._output_tokens)}).encode()
 
+    def declined(self) -> bytes:
+        """Whole or as events: another replica is to answer."""
+        choice: dict[str, Any] = {"index": 0, "finish_reason": "abort", "stop_reason": DECLINED}
+        words = {"delta" if self.stream else "message": {"content": ""}} if self._chat else {"text": ""}
+        told = _json({**self._head, "choices": [{**choice, **words}]})
+        return f"data: {told}\n\n".encode() + DONE if self.stream else told.encode()
+
     def events(self, done: int, sizes: Sequence[int]) -> bytes:
         """One event for each step, where `done` tokens went before. The last of the answer tells why it ended."""
         events = [self._event('"delta":{"role":"assistant","content":""}', 0)] if self._chat and not done else []
         for size in sizes:
-            text, ids = _words(done, size)
+            text, ids = self._words(done, size)
             done += size
             words = f'"delta":{{"content":"{text}"}}' if self._chat else f'"text":"{text}"'
             events.append(self._event(words, done, ids))
@@ -236,10 +239,18 @@ class Answer:
         usage = _json(self._usage(self._output_tokens))
         return f'{self._event_head},"choices":[],"usage":{usage}}}\n\n'.encode() + DONE
 
+    def _words(self, start: int, count: int) -> tuple[str, list[int]]:
+        """By their place in the whole text: who goes on with an answer goes on as if it were the same."""
+        first = self._prompt_tokens + start
+        places = [at % len(FILLER) for at in range(first, first + count)]
+        return "".join(FILLER[at] for at in places), [FILLER_IDS[at] for at in places]
+
     def _event(self, words: str, done: int, ids: list[int] | None = None) -> str:
         """Written by hand, for there is one for each token."""
         finish = f'"{self._finish_reason}","stop_reason":null' if done == self._output_tokens else "null"
         given = f',"token_ids":{_json(ids)}' if self._token_ids and ids else ""
+        if self._prompt_ids is not None:  # with the first event
+            given, self._prompt_ids = f'{given},"prompt_token_ids":{_json(self._prompt_ids)}', None
         usage = f',"usage":{_json(self._usage(done))}' if self._running_usage else ""
         choice = f'{{"index":0,{words},"logprobs":null,"finish_reason":{finish}{given}}}'
         return f'{self._event_head},"choices":[{choice}]{usage}}}\n\n'
@@ -252,8 +263,3 @@ class Answer:
 def error_event(message: str) -> bytes:
     """How vLLM ends a stream that has begun and can't go on."""
     return f"data: {_json(error_body(message, 'InternalServerError', 500))}\n\n".encode() + DONE
-
-
-def _words(start: int, count: int) -> tuple[str, list[int]]:
-    places = [at % len(FILLER) for at in range(start, start + count)]
-    return "".join(FILLER[at] for at in places), [FILLER_IDS[at] for at in places]

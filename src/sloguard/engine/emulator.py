@@ -25,14 +25,16 @@ from starlette.types import Receive, Scope, Send
 from sloguard import __version__
 from sloguard.engine.emulated import Emulated
 from sloguard.engine.emulated_api import (
+    TOKEN_BYTES,
     TOKENIZER,
     Answer,
     ApiError,
     Asking,
     ChatRequest,
     CompletionRequest,
+    DetokenizeRequest,
     TokenizeRequest,
-    block_keys,
+    bytes_of,
     count_of,
     error_event,
     ids_of,
@@ -41,6 +43,7 @@ from sloguard.engine.real_time import SHUT_DOWN, Call, RealTime
 from sloguard.engine.simulated import VLLM_VERSION
 from sloguard.errors import SpecError
 from sloguard.rng import stream
+from sloguard.route.prefixes import block_keys
 from sloguard.sched.asked import read_asked
 from sloguard.sched.job import Job, Tier
 from sloguard.sim.serve import too_long
@@ -55,12 +58,26 @@ NOT_RUNNING = "EngineDeadError"
 class Observer(Protocol):
     """Sees every request that reached the engine."""
 
+    def came(self, ticket: str) -> None:
+        """A router's name for a request that has come."""
+        ...
+
+    def declined(self, job: Job) -> None:
+        """Another replica is to serve it."""
+        ...
+
     def finished(self, job: Job, now_s: float, completed: bool) -> None:
-        """Once for each, whatever its end. Instants are those of `app.state.time.now_s()`."""
+        """Once for each other, whatever its end. Instants are those of `app.state.time.now_s()`."""
         ...
 
 
 class Unobserved:
+    def came(self, ticket: str) -> None:
+        """Nobody looks."""
+
+    def declined(self, job: Job) -> None:
+        """Nobody looks."""
+
     def finished(self, job: Job, now_s: float, completed: bool) -> None:
         """Nobody looks."""
 
@@ -92,6 +109,7 @@ def emulator_app(
         ("POST", "/v1/completions", door.complete),
         ("POST", "/v1/chat/completions", door.chat),
         ("POST", "/tokenize", door.tokenize),
+        ("POST", "/detokenize", door.detokenize),
     ):
         app.add_api_route(path, endpoint, methods=[method], response_model=None)
     app.add_exception_handler(ApiError, _api_error)
@@ -111,7 +129,8 @@ class _Door:
         default_class: str | None,
         observer: Observer,
     ) -> None:
-        self.time = RealTime(emulated.replica, observer.finished)
+        self.time = RealTime(emulated.replica, observer.finished, observer.declined)
+        self._observer = observer
         self._name, self._classes, self._default_class = served_name, classes, default_class
         self._lengths = _answer_lengths(emulated.seed)
         self._described = {**emulated.describe(), "tokenizer": TOKENIZER}
@@ -142,6 +161,10 @@ class _Door:
         tokens = ids_of(body.prompt_bytes)
         return {"count": len(tokens), "max_model_len": self._longest, "tokens": tokens, "token_strs": None}
 
+    async def detokenize(self, body: DetokenizeRequest) -> dict[str, Any]:
+        self._check_model(body.model)
+        return {"prompt": bytes_of(body.tokens).rstrip(b"\0").decode(errors="replace")}
+
     async def complete(self, body: CompletionRequest) -> Response:
         return self._answered(body, f"cmpl-{uuid4().hex}")
 
@@ -169,16 +192,20 @@ class _Door:
             arrival_s=self.time.now_s(),
             prompt_tokens=prompt_tokens,
             output_tokens=output_tokens,
-            prefix_keys=block_keys(prompt, self.time.replica.kv.block_tokens),
+            prefix_keys=block_keys(prompt, TOKEN_BYTES * self.time.replica.kv.block_tokens),
             ttft_s=asked.slo.ttft_s,
             tpot_s=asked.slo.tpot_s,
             app=asked.slo_class,
             priority=body.priority,
             stages_left=asked.stages_left,
             conversation=asked.conversation,
+            hops_left=asked.hops_left,
             tier=Tier.BEST_EFFORT if asked.best_effort else Tier.NEW,
         )
-        return _Served(self.time, job, Answer(body, job, self._name, int(time()), finish_reason))
+        if asked.ticket:
+            self._observer.came(asked.ticket)
+        answer = Answer(body, job, self._name, int(time()), finish_reason)
+        return _Served(self.time, job, answer, asked.waited_s)
 
     def _check_model(self, model: str | None) -> None:
         if model and model != self._name:
@@ -203,14 +230,14 @@ class _Door:
 class _Served(Response):
     """Serves a job for as long as its client listens."""
 
-    def __init__(self, time: RealTime, job: Job, answer: Answer) -> None:
+    def __init__(self, time: RealTime, job: Job, answer: Answer, waited_s: float) -> None:
         self.status_code, self.background = int(HTTPStatus.OK), None
         self.media_type = "text/event-stream" if answer.stream else "application/json"
         self.init_headers()
-        self._time, self._job, self._answer = time, job, answer
+        self._time, self._job, self._answer, self._waited_s = time, job, answer, waited_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call = self._time.submit(self._job)
+        call = self._time.submit(self._job, self._waited_s)
         listening = asyncio.create_task(_when_gone(receive, partial(self._time.abort, call)))
         try:
             if self._answer.stream:
@@ -234,12 +261,18 @@ class _Served(Response):
         except asyncio.CancelledError:  # the server waits no longer for what is in flight
             await write(error_event(SHUT_DOWN), more=False)
             raise
-        await write(error_event(call.error) if call.error else self._answer.ending(), more=False)
+        if call.declined:
+            ending = self._answer.declined()
+        else:
+            ending = error_event(call.error) if call.error else self._answer.ending()
+        await write(ending, more=False)
 
     async def _whole(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         while await call.sizes():
             pass
-        if call.error:
+        if call.declined:
+            answer = Response(self._answer.declined(), media_type=self.media_type)
+        elif call.error:
             answer = _error_response(ApiError(call.error, None, 500, NOT_RUNNING))
         else:
             answer = Response(self._answer.whole(), media_type=self.media_type)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import tempfile
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -24,19 +25,30 @@ from sloguard.plugins.board import Board, Notice
 from sloguard.plugins.door import Door
 from sloguard.plugins.meters import Meters
 from sloguard.plugins.options import DoorOptions
+from sloguard.plugins.states import StateBoard
 from sloguard.sched.job import Job, Tier
+from sloguard.sim.cluster import state_of
 
 LOOK_S = 0.25
 POLL_S = 0.1
+STATE_S = 0.02  # routers look at it about as often
+TICKETS = 64
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Any]]
 
 
 class _Watch:
     """Tells the meters and the door of the emulated engine what a scheduler inside vLLM tells them itself."""
 
-    def __init__(self, board: Board, registry: CollectorRegistry) -> None:
-        self._board, self._meters = board, Meters(registry)
+    def __init__(self, board: Board, states: StateBoard, registry: CollectorRegistry) -> None:
+        self._board, self._states, self._meters = board, states, Meters(registry)
         self._ended = self._steps = 0
+        self._tickets: deque[str] = deque(maxlen=TICKETS)
+
+    def came(self, ticket: str) -> None:
+        self._tickets.append(ticket)
+
+    def declined(self, job: Job) -> None:
+        self._meters.declined()
 
     def finished(self, job: Job, now_s: float, completed: bool) -> None:
         self._ended += job.first_token_s is not None
@@ -55,13 +67,17 @@ class _Watch:
         self._meters.kept_order(replica.stats.steps - self._steps)
         self._steps = replica.stats.steps
 
+    def tell(self, app: FastAPI) -> None:
+        state = state_of(app.state.replica)
+        self._states.put(state, app.state.time.began_s + state.taken_s, self._tickets)
+
 
 def served_app(emulated: Emulated, name: str, options: DoorOptions, directory: Path) -> Door:
     """The whole of what listens, as an ASGI app; `directory` is empty and stays until it has ended. Raises SpecError as
     `emulator_app` does.
     """
     registry = CollectorRegistry()
-    watch = _Watch(Board(directory), registry)
+    watch = _Watch(Board(directory), StateBoard(directory), registry)
     app = emulator_app(emulated, name, options.classes, options.default_class, watch)
     app.add_api_route("/metrics", lambda: Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST))
     app.router.lifespan_context = _watched(watch, app.router.lifespan_context)
@@ -72,19 +88,23 @@ def _watched(watch: _Watch, inner: Lifespan) -> Lifespan:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with inner(app):
-            task = asyncio.create_task(_look_on(watch, app))
+            tasks = [
+                asyncio.create_task(_each(LOOK_S, lambda: watch.look(app))),
+                asyncio.create_task(_each(STATE_S, lambda: watch.tell(app))),
+            ]
             try:
                 yield
             finally:
-                task.cancel()
+                for task in tasks:
+                    task.cancel()
 
     return lifespan
 
 
-async def _look_on(watch: _Watch, app: FastAPI) -> None:
+async def _each(seconds: float, do: Callable[[], None]) -> None:
     while True:
-        watch.look(app)
-        await asyncio.sleep(LOOK_S)
+        do()
+        await asyncio.sleep(seconds)
 
 
 class _Draining(uvicorn.Server):

@@ -19,6 +19,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -34,11 +35,13 @@ from sloguard.errors import SpecError
 
 RUN_ID = "SLOGUARD_RUN_ID"
 STATE_DIR = "SLOGUARD_STATE_DIR"
+PARENT = "SLOGUARD_PARENT"  # the process without which a server of ours is to end
 KEEP_ENVIRONMENT = {"SPT_NOENV": "1"}  # setproctitle, as vLLM uses it, overwrites /proc/PID/environ without it
 GRACE_S = 20.0  # an orderly stop of vLLM takes 0.4 s on CPU; frees GPU memory and shared memory
 LINGER_S = 5.0  # what the others get once the leader is gone
 KILL_S = 10.0  # SIGKILL works at once except on a process that is stuck in the kernel
 POLL_S = 0.05
+PARENT_POLL_S = 0.5
 CLEANER = "multiprocessing.resource_tracker"  # frees the shared memory of killed processes, then ends by itself
 
 
@@ -175,6 +178,20 @@ def reap_orphans() -> list[Orphan]:
             if not survivors:
                 record.remove()
     return found
+
+
+def end_with_parent() -> None:
+    """Ends this process as SIGTERM would, once the one that PARENT names is not its parent any more."""
+    parent = os.environ.pop(PARENT, None)
+    if parent is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(PARENT_POLL_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 class _Record:

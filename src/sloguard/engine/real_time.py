@@ -18,11 +18,11 @@ from time import monotonic
 
 from sloguard.sched.job import Job
 from sloguard.sim.kernel import Action, Kernel
-from sloguard.sim.replica import OnTokens, Replica
+from sloguard.sim.replica import OnDecline, OnTokens, Replica
 
 log = logging.getLogger(__name__)
 
-MakeReplica = Callable[[Kernel, OnTokens], Replica]
+MakeReplica = Callable[[Kernel, OnTokens, OnDecline], Replica]
 OnEnd = Callable[[Job, float, bool], None]
 
 SHUT_DOWN = "the server is shutting down"
@@ -31,14 +31,14 @@ SHUT_DOWN = "the server is shutting down"
 class Call:
     """One job under way, and the tokens of it that nobody has taken yet.
 
-    It ends with all tokens given, with an `error`, or without one where its client hung up.
+    It ends with all tokens given, declined, with an `error`, or without one where its client hung up.
     """
 
-    __slots__ = ("_news", "_sizes", "ended", "error", "job")
+    __slots__ = ("_news", "_sizes", "declined", "ended", "error", "job")
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.ended = False
+        self.ended = self.declined = False
         self.error = ""
         self._sizes: list[int] = []
         self._news = asyncio.Event()
@@ -63,23 +63,25 @@ class Call:
 class RealTime:
     """Serves jobs on one replica while `running()` is entered. Everything happens on one event loop.
 
-    `on_end(job, at_s, completed)` is called once for each job that was submitted, whatever its end. Instants are
-    seconds of `now_s()`; `late_s` is by how much the driver last overslept.
+    `on_end(job, at_s, completed)` is called once for each job that was submitted, whatever its end, but for those that
+    another replica is to serve: then `on_decline(job)`. Instants are seconds of `now_s()`, which began at `began_s` of
+    the monotonic clock; `late_s` is by how much the driver last overslept.
     """
 
-    def __init__(self, make_replica: MakeReplica, on_end: OnEnd) -> None:
+    def __init__(self, make_replica: MakeReplica, on_end: OnEnd, on_decline: OnDecline) -> None:
         self._kernel = Kernel()
-        self.replica = make_replica(self._kernel, self._on_tokens)
+        self.replica = make_replica(self._kernel, self._on_tokens, self._declined)
         self.late_s = 0.0
         self.fault = "the engine is not running"
-        self._on_end = on_end
+        self._on_end, self._on_decline = on_end, on_decline
         self._calls: dict[str, Call] = {}
-        self._began_s = monotonic()
+        self._left: set[str] = set()  # declined with nobody to hear it
+        self.began_s = monotonic()
         self._last_s = -inf
         self._news = asyncio.Event()
 
     def now_s(self) -> float:
-        return monotonic() - self._began_s
+        return monotonic() - self.began_s
 
     @property
     def calls(self) -> int:
@@ -100,14 +102,16 @@ class RealTime:
             driver.cancel()
             await asyncio.wait([driver])
 
-    def submit(self, job: Job) -> Call:
-        """Queues a job now, which its `arrival_s` then is. With a `fault`, its call has ended before it began."""
+    def submit(self, job: Job, waited_s: float = 0.0) -> Call:
+        """Queues a job now; its `arrival_s` is then, less what it has waited elsewhere. With a `fault`, its call has
+        ended before it began.
+        """
         call = Call(job)
         self._calls[job.id] = call
         if self.fault:
             self._end(call, completed=False, error=self.fault)
         else:
-            job.arrival_s = self._do(lambda: self.replica.submit(job))
+            job.arrival_s = self._do(lambda: self.replica.submit(job)) - waited_s
         return call
 
     def abort(self, call: Call) -> None:
@@ -117,7 +121,10 @@ class RealTime:
             self._do(lambda: self._withdraw(call.job))
 
     def _withdraw(self, job: Job) -> None:
-        if job.generated_tokens < job.output_tokens:  # else it ended while this was on its way
+        """What ended or was declined while this was on its way is not there any more."""
+        if job.id in self._left:
+            self._left.discard(job.id)
+        elif job.generated_tokens < job.output_tokens:
             self.replica.abort(job)
 
     def _do(self, action: Action) -> float:
@@ -166,6 +173,15 @@ class RealTime:
             call.give(sizes)
             if job.generated_tokens >= job.output_tokens:
                 self._end(call, completed=True)
+
+    def _declined(self, job: Job) -> None:
+        call = self._calls.pop(job.id, None)
+        if call is None:  # its client has just hung up
+            self._left.add(job.id)
+            return
+        call.declined = True
+        call.end()
+        self._on_decline(job)
 
     def _end_all(self, error: str) -> None:
         for call in list(self._calls.values()):

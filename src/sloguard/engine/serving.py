@@ -85,19 +85,19 @@ class VllmServing:
         key = profile_key(setup.model, device, self.install.version, self.arguments)
         self.profile_path = setup.profile or path_of(key)
         self.profile = find(key) if setup.profile is None else read_profile(setup.profile)
-        self._token = secrets.token_urlsafe(24)
+        self._token = os.environ.get(CONTROL_TOKEN) or secrets.token_urlsafe(24)
 
     def run(self, say: OnServing, log_to: BinaryIO) -> None:
         """Serves until it is interrupted (KeyboardInterrupt), and then drains. Raises EngineCrash where vLLM fails."""
         reap_orphans()
         began_s = time.monotonic()
-        with _run_dir() as run_dir:
+        with run_dir() as directory:
             say(f"starting vLLM {self.install.version} with {self.model}")
-            log = run_dir / "engine.log"
-            argv = [*self.install.server_argv(self.model), *to_flags({**self.arguments, **self._scheduling(run_dir)})]
+            log = directory / "engine.log"
+            argv = [*self.install.server_argv(self.model), *to_flags({**self.arguments, **self._scheduling(directory)})]
             server = VllmServer.start(
                 argv,
-                self._environment(run_dir),
+                self._environment(directory),
                 self.setup.port,
                 log,
                 self.setup.start_timeout_s,
@@ -105,7 +105,7 @@ class VllmServing:
                 api_key=self._token,
             )
             try:
-                with _forwarded(log, log_to):
+                with forwarded(log, log_to):
                     self._serve(server, say, began_s)
             except Died as died:
                 raise EngineCrash(died.evidence, time.monotonic() - began_s) from None
@@ -165,6 +165,7 @@ class VllmServing:
             default_class=setup.classes.default,
             step_log=setup.step_log,
             boards=str(run_dir / "boards"),
+            routed=CONTROL_TOKEN in os.environ,
             think_end_token_id=setup.think_end_token_id,
             batch_time=StepTimes.of(self.profile.fitted.batch_time) if self.profile else None,
         )
@@ -212,7 +213,7 @@ def check_port(host: str, port: int) -> None:
 
 
 @contextmanager
-def _run_dir() -> Iterator[Path]:
+def run_dir() -> Iterator[Path]:
     """For the engine's log and what its processes share; gone afterwards, or when the next is made after a kill. Other
     machines may share the state directory: what is there is told by where it runs.
     """
@@ -232,15 +233,19 @@ def _run_dir() -> Iterator[Path]:
 
 
 @contextmanager
-def _forwarded(log: Path, to: BinaryIO) -> Iterator[None]:
-    """Copies what the engine writes as it writes it, so that a service manager keeps it."""
+def forwarded(log: Path, to: BinaryIO, prefix: bytes = b"") -> Iterator[None]:
+    """Copies what the engine writes as it writes it, so that a service manager keeps it; `prefix` before each line."""
     over = threading.Event()
 
     def follow() -> None:
+        cut = b""  # a line whose end has not been written yet
         with log.open("r+b") as file:
             while True:
                 last = over.is_set()
                 while chunk := file.read(1 << 16):
+                    if prefix:
+                        *lines, cut = (cut + chunk).split(b"\n")
+                        chunk = b"".join(prefix + line + b"\n" for line in lines)
                     with suppress(OSError, ValueError):  # whoever read it has gone: the engine goes on
                         to.write(chunk)
                         to.flush()

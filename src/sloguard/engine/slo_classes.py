@@ -54,3 +54,12 @@ def read_slo_classes(path: Path) -> SloClasses:
         known = ", ".join(sorted(found.classes)) or "none"
         raise SpecError(FIELD, str(path), f"default = {found.default!r}: no such class", f"There are: {known}.")
     return found
+
+
+def to_toml(classes: SloClasses) -> str:
+    """What `read_slo_classes` reads as `classes`."""
+    lines = [] if classes.default is None else [f'default = "{classes.default}"']
+    for name, promise in classes.classes.items():
+        limits = promise.model_dump(exclude_none=True)
+        lines += ["", f'[classes."{name}"]', *(f"{limit} = {value!r}" for limit, value in limits.items())]
+    return "\n".join(lines) + "\n"

@@ -8,7 +8,8 @@ API (`--middleware sloguard.plugins.door.Door`) and around the emulator's.
     overload   the scheduler serves late what it can't promise; once that would be very late (`max_wait_s`) best-effort
                requests are refused, and at twice that all are: 429 with Retry-After
     /ready     200 while the engine takes steps for what waits for it, else 503; for load balancers
-    /sloguard  for whoever started the server, by a token of its own: `GET status`, `POST drain`
+    /sloguard  for whoever started the server, by a token of its own: `GET status`, `POST drain`. To such a one answers
+               also bring how it stands with the scheduler, for its choice of a replica for the next request
 
 Everything else goes through untouched.
 """
@@ -20,7 +21,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,17 +29,27 @@ from typing import Any
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from sloguard.errors import SpecError
+from sloguard.plugins.asgi import (
+    App,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    Unreadable,
+    answer,
+    error_body,
+    parsed,
+    path_of,
+    read_body,
+    replay,
+    set_length,
+)
 from sloguard.plugins.board import Boards
 from sloguard.plugins.meters import refusals
 from sloguard.plugins.options import DoorOptions
 from sloguard.plugins.queue_wait import QueueWait
-from sloguard.sched.asked import FIELDS, Asked, read_asked
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from sloguard.plugins.states import States
+from sloguard.sched.asked import FIELDS, OF_ROUTERS, Asked, read_asked
 
 OPEN = ("/health", "/ready", "/metrics")
 TAKES_PROMISES = (  # vLLM has `vllm_xargs` in these; in the last since a later version than 0.28
@@ -59,7 +70,10 @@ GENERATES = (
     "/invocations",
 )
 HEADERS = {name.replace("_", "-"): name for name in FIELDS}
-LARGEST_BODY_BYTES = 64 << 20
+CONTROL = "/sloguard/"
+STATUS_PATH, DRAIN_PATH = f"{CONTROL}status", f"{CONTROL}drain"
+STATE_HEADER = "x-sloguard-state"
+LONGEST_HEADER_BYTES = 7000  # clients' libraries take 8190; a longer state is asked for
 STALLED_S = 60.0  # without a step, though there is work
 SILENT_S = 5.0  # an engine that has nothing to do says nothing: what it said of its queue holds no longer
 LONGEST_RETRY_S = 60
@@ -99,7 +113,10 @@ class _Refused(Exception):  # noqa: N818 - says what was done
 
 
 class Door:
-    """`options` None: from the environment, as `sloguard serve` sets it. Raises SpecError where that can't be read."""
+    """`options` None: from the environment, as `sloguard serve` sets it. `why_not_ready` is asked where there is no
+    engine behind the door; `more_status` is told to whoever started the server. Raises SpecError where the environment
+    can't be read.
+    """
 
     def __init__(
         self,
@@ -107,10 +124,14 @@ class Door:
         options: DoorOptions | None = None,
         clock: Callable[[], float] = time.monotonic,
         registry: CollectorRegistry = REGISTRY,
+        why_not_ready: Callable[[], str | None] = lambda: None,
+        more_status: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self._app, self._clock, self._refusals = app, clock, refusals(registry)
+        self._why_app_is_not, self._more_status = why_not_ready, more_status
         self.options = options or DoorOptions.from_environment(os.environ)
         self._boards = Boards(Path(self.options.boards)) if self.options.boards else None
+        self._states = States(Path(self.options.boards)) if self.options.boards else None
         self._wait = QueueWait()
         self._in_flight = _InFlight()
         self._draining = False
@@ -128,10 +149,10 @@ class Door:
             if self._draining:
                 return await send({"type": "websocket.close", "code": 1012})
             return await self._counted(scope, receive, send, math.inf)
-        path = _path(scope)
+        path = path_of(scope)
         if path == "/ready":
             return await self._ready(send)
-        if path.startswith("/sloguard/"):
+        if path.startswith(CONTROL):
             return await self._control(scope, path, send)
         if scope["method"] != "POST" or path not in GENERATES:
             return await self._app(scope, receive, send)
@@ -149,46 +170,56 @@ class Door:
         number = self._in_flight.enter(since_s)
         if scope["type"] == "http":
             send = self._in_flight.noting(number, send, self._clock)
+            if self._is_ours(scope):
+                send = self._bringing_state(send)
         try:
             return await self._app(scope, receive, send)
         finally:
             del self._in_flight.since_s[number]
 
     def _check_key(self, scope: Scope) -> None:
-        path = _path(scope)
-        if self.options.api_key is None or path in OPEN or path.startswith("/sloguard/"):
+        path = path_of(scope)
+        if self.options.api_key is None or path in OPEN or path.startswith(CONTROL):
             return
         if scope.get("method") == "OPTIONS":  # a browser asks whether it may send the key
             return
-        token = self.options.control_token  # whoever started the server asks it whether it serves
-        if not _bears(scope, self.options.api_key) and not (token and _bears(scope, token)):
+        if not _bears(scope, self.options.api_key) and not self._is_ours(scope):
             raise _Refused(401, "the API key is missing or wrong: send it as `Authorization: Bearer KEY`")
+
+    def _is_ours(self, scope: Scope) -> bool:
+        """Whether it comes from whoever started the server."""
+        return self.options.control_token is not None and _bears(scope, self.options.control_token)
 
     async def _let_in(self, scope: Scope, receive: Receive, path: str) -> Receive:
         """What the app is to receive. Raises _Refused."""
         headers = _slo_headers(scope)
         if headers and path not in TAKES_PROMISES:
             raise _Refused(400, f"{path} takes no SLO headers: {' and '.join(TAKES_PROMISES)} do", next(iter(headers)))
-        raw = await _body(receive)
+        try:
+            raw = await read_body(receive)
+        except Unreadable as error:
+            raise _Refused(error.status, str(error)) from error
         best_effort = False
         if path in TAKES_PROMISES:
             raw, best_effort = self._with_promises(scope, raw, headers)
         if self._draining:  # looked at last: a body may take its time
             raise _Refused(503, "the server is shutting down", retry_s=1)
         self._check_load(best_effort)
-        return _replay(raw, receive)
+        return replay(raw, receive)
 
     def _with_promises(self, scope: Scope, raw: bytes, headers: Mapping[str, str]) -> tuple[bytes, bool]:
         """The body with the headers in it, and whether it is best effort. Raises _Refused."""
-        body = _parsed(raw)
+        body = parsed(raw)
         given = {} if body is None else body.get("vllm_xargs")
         given = {} if given is None else given
         if body is None or not isinstance(given, Mapping):
             return raw, False  # the engine says what is wrong with it
+        if not self._is_ours(scope) and (routers := next((name for name in OF_ROUTERS if name in given), None)):
+            raise _Refused(400, f"{routers} is for routers. There are {', '.join(FIELDS)}", routers)
         asked = self._asked(given, headers)
         if headers:
             raw = json.dumps(body | {"vllm_xargs": {**given, **headers}}).encode()
-            _set_length(scope, len(raw))
+            set_length(scope, len(raw))
         return raw, asked.best_effort
 
     def _asked(self, given: Mapping[str, object], headers: Mapping[str, str]) -> Asked:
@@ -221,38 +252,64 @@ class Door:
     def _why_not_ready(self) -> str | None:
         if self._draining:
             return "shutting down"
-        notice = self._boards.read() if self._boards else None
-        if self._boards and notice is None:
+        if self._boards is None:
+            return self._why_app_is_not()
+        if self._boards.read() is None:
             return "the engine has not started"
-        oldest_s = min(self._in_flight.since_s.values(), default=math.inf)
-        if notice and self._clock() - max(notice.step_s, oldest_s) > STALLED_S:
+        if self._stalled_s() > STALLED_S:
             return f"requests are under way, but the engine has taken no step for {STALLED_S:.0f} s"
         return None
 
+    def _stalled_s(self) -> float:
+        """For how long the engine has taken no step while requests waited for it."""
+        notice = self._boards.read() if self._boards else None
+        oldest_s = min(self._in_flight.since_s.values(), default=math.inf)
+        return max(0.0, self._clock() - max(notice.step_s, oldest_s)) if notice else 0.0
+
     async def _ready(self, send: Send) -> None:
         why = self._why_not_ready()
-        await _answer(send, 503 if why else 200, {"ready": why is None, **({"why": why} if why else {})})
+        await answer(send, 503 if why else 200, {"ready": why is None, **({"why": why} if why else {})})
 
     async def _control(self, scope: Scope, path: str, send: Send) -> None:
-        if self.options.control_token is None or not _bears(scope, self.options.control_token):
+        asked = (scope["method"], path)
+        if not self._is_ours(scope) or asked not in (("GET", STATUS_PATH), ("POST", DRAIN_PATH)):
             return await _answer_error(send, _Refused(404, "Not Found"))
-        if (scope["method"], path) == ("POST", "/sloguard/drain"):
+        if path == DRAIN_PATH:
             self.drain()
-        elif (scope["method"], path) != ("GET", "/sloguard/status"):
-            return await _answer_error(send, _Refused(404, "Not Found"))
-        status = {"draining": self._draining, "in_flight": len(self._in_flight.since_s)}
-        return await _answer(send, 200, status)
+        return await answer(send, 200, self._status())
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            "draining": self._draining,
+            "in_flight": len(self._in_flight.since_s),
+            "why": self._why_not_ready() or "",
+            "stalled_s": self._stalled_s(),
+            **self._state(),
+            **self._more_status(),
+        }
+
+    def _state(self) -> dict[str, Any]:
+        """The scheduler's, and how old it is."""
+        found = self._states.read() if self._states else None
+        if found is None:
+            return {}
+        number, taken_s, text = found
+        return {"number": number, "age_s": max(0.0, self._clock() - taken_s), "state": json.loads(text)}
+
+    def _bringing_state(self, send: Send) -> Send:
+        async def bringing(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                state = json.dumps(self._status(), separators=(",", ":")).encode()
+                if len(state) <= LONGEST_HEADER_BYTES:
+                    message["headers"] = [*message.get("headers", ()), (STATE_HEADER.encode(), state)]
+            await send(message)
+
+        return bringing
 
     def drain(self) -> int:
         """Lets nobody in any more. Returns how many requests are under way."""
         self._draining = True
         return len(self._in_flight.since_s)
-
-
-def _path(scope: Scope) -> str:
-    """Below the root path, as Starlette routes it."""
-    root, path = scope.get("root_path", ""), scope["path"]
-    return path[len(root) :] if path.startswith(f"{root}/") else path
 
 
 def _bears(scope: Scope, secret: str) -> bool:
@@ -285,66 +342,9 @@ def _same(given: object, text: str) -> bool:
         return False
 
 
-async def _body(receive: Receive) -> bytes:
-    body, more = bytearray(), True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _Refused(400, "the client hung up")
-        body += message.get("body", b"")
-        if len(body) > LARGEST_BODY_BYTES:
-            raise _Refused(413, f"the body is longer than {LARGEST_BODY_BYTES} bytes")
-        more = message.get("more_body", False)
-    return bytes(body)
-
-
-def _parsed(raw: bytes) -> dict[str, Any] | None:
-    try:
-        body = json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-    return body if isinstance(body, dict) else None
-
-
-def _replay(raw: bytes, receive: Receive) -> Receive:
-    """The body once more, then whatever comes after it, such as the client's hanging up."""
-    waiting: list[Message] = [{"type": "http.request", "body": raw, "more_body": False}]
-
-    async def again() -> Message:
-        return waiting.pop() if waiting else await receive()
-
-    return again
-
-
-def _set_length(scope: Scope, length: int) -> None:
-    others = [
-        (name, value)
-        for name, value in scope["headers"]
-        if name.lower() not in (b"content-length", b"transfer-encoding")
-    ]
-    scope["headers"] = [*others, (b"content-length", str(length).encode())]
-
-
-TYPES = {
-    400: "BadRequestError",
-    401: "AuthenticationError",
-    404: "NotFoundError",
-    413: "RequestEntityTooLargeError",
-    429: "RateLimitError",
-    503: "ServiceUnavailableError",
-}
-
-
 async def _answer_error(send: Send, refused: _Refused) -> None:
-    error = {"message": refused.message, "type": TYPES[refused.status], "param": refused.param, "code": refused.status}
+    error = error_body(refused.status, refused.message, refused.param)
     extra = [] if refused.retry_s is None else [(b"retry-after", str(refused.retry_s).encode())]
     if refused.status == 401:
         extra.append((b"www-authenticate", b"Bearer"))
-    await _answer(send, refused.status, {"error": error}, extra)
-
-
-async def _answer(send: Send, status: int, body: Any, extra: list[tuple[bytes, bytes]] | None = None) -> None:
-    data = json.dumps(body).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode()), *(extra or [])]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": data})
+    await answer(send, refused.status, {"error": error}, extra)

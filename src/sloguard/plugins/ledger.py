@@ -7,29 +7,34 @@ monotonic clock.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Mapping, Sequence
 
 from sloguard.errors import SpecError
 from sloguard.plugins.meters import Meters
 from sloguard.plugins.options import Options
-from sloguard.sched.asked import Asked, read_asked
+from sloguard.sched.asked import OF_ROUTERS, ROUTER, Asked, read_asked
 from sloguard.sched.job import Job, Tier
 from sloguard.sched.lengths import AtMost, Quantile
 
 log = logging.getLogger("vllm.sloguard")  # below vLLM's own logger, so that it is seen
 
 PLANNED_SHARE = 0.97  # of what was promised: a client's clock has its server's and the network's time in it
+TICKETS = 64  # of the requests that came last
 LATEST_TOKENS = 16  # of which one may end the thoughts: a step yields no more
 
 
 class Ledger:
-    """`jobs` by request id, from when they come to when they end. `started` counts those that had a first token."""
+    """`jobs` by request id, from when they come to when they end. `started` counts those that had a first token.
+    `router_proof` is that of the router before this engine, if there is one.
+    """
 
-    def __init__(self, options: Options, meters: Meters) -> None:
-        self._options, self._meters = options, meters
+    def __init__(self, options: Options, meters: Meters, router_proof: str | None = None) -> None:
+        self._options, self._meters, self._router_proof = options, meters, router_proof
         self.jobs: dict[str, Job] = {}
         self.lengths = AtMost(Quantile())
         self.started = 0
+        self.tickets: deque[str] = deque(maxlen=TICKETS)
         self._thinking: dict[str, Asked] = {}  # whose pace will be another once the thoughts end
 
     def enter(
@@ -43,14 +48,17 @@ class Ledger:
     ) -> None:
         """`output_tokens` is the most that it may have, `extra` its `vllm_xargs`."""
         job = self.jobs[name] = Job(name, arrival_s, prompt_tokens, output_tokens, priority=priority)
-        asked = self._asked(name, extra or {})
+        asked = self._asked(name, self._believed(extra or {}))
         thinks = asked.think_tpot_s is not None and self._options.think_end_token_id is not None
         if thinks:
             self._thinking[name] = asked
         job.ttft_s = _planned_s(asked.slo.ttft_s)
         job.tpot_s = _planned_s(asked.think_tpot_s if thinks else asked.slo.tpot_s)
-        job.app, job.stages_left = asked.slo_class, asked.stages_left
+        job.app, job.stages_left, job.hops_left = asked.slo_class, asked.stages_left, asked.hops_left
+        if asked.ticket:
+            self.tickets.append(asked.ticket)
         job.conversation = asked.conversation or name
+        job.arrival_s -= asked.waited_s
         job.tier = Tier.BEST_EFFORT if asked.best_effort else Tier.NEW
 
     def note_tokens(self, name: str, output_tokens: int, ids: Sequence[int], now_s: float) -> None:
@@ -79,6 +87,18 @@ class Ledger:
                 self.started += 1
             self.lengths.finished(job)
         self._meters.finished(job, now_s, completed, 1 / PLANNED_SHARE)
+
+    def decline(self, name: str) -> None:
+        """Another replica is to serve it."""
+        self._thinking.pop(name, None)
+        if self.jobs.pop(name, None) is not None:
+            self._meters.declined()
+
+    def _believed(self, extra: Mapping[str, object]) -> Mapping[str, object]:
+        """Without what only a router may say, where none said it: some ways into an engine pass its door unread."""
+        if self._router_proof is not None and extra.get(ROUTER) == self._router_proof:
+            return extra
+        return {name: value for name, value in extra.items() if name not in OF_ROUTERS}
 
     def _asked(self, name: str, extra: Mapping[str, object]) -> Asked:
         """What the door has not refused is well-formed; without the door it may be anything, and is served without."""

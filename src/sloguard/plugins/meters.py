@@ -83,6 +83,7 @@ class Meters:
         self._error_s = counter("step_error_seconds", "Sum of |measured - predicted| time of steps")
         self._bias = gauge("batch_time_bias", "Measured time of a step over what the profile says, as learnt")
         self._acceptance = gauge("draft_acceptance", "Share of tried draft tokens that were accepted, as learnt")
+        self._declined = counter("declined", "Requests left to another replica")
         self._bad_slos = counter("bad_slos", "Requests whose SLO fields could not be read, and were served without")
 
     def finished(self, job: Job, last_token_s: float, completed: bool, scale: float = 1.0) -> None:
@@ -135,6 +136,9 @@ class Meters:
     def tracks(self, requests: int) -> None:
         """More than are in the engine would be a leak."""
         self._tracked.set(requests)
+
+    def declined(self) -> None:
+        self._declined.inc()
 
     def bad_slo(self) -> None:
         self._bad_slos.inc()

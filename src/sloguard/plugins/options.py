@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import astuple, fields
 from typing import Any, Self
@@ -12,7 +13,10 @@ from sloguard.errors import SpecError
 from sloguard.perf.batch_time import BatchTime, Piece
 from sloguard.perf.learning import LearningTime
 from sloguard.perf.online import OnlineTime
+from sloguard.registry import load
 from sloguard.sched.asked import LONGEST_MS, SHORTEST_MS
+from sloguard.sched.plan_check import Checked
+from sloguard.sched.policy import POLICIES, Policy
 from sloguard.slo import BEST_EFFORT, StageSLO
 
 
@@ -61,6 +65,17 @@ class _WithClasses(BaseModel):
     @property
     def classes(self) -> dict[str, StageSLO]:
         return {name: promise.slo() for name, promise in self.slo_classes.items()}
+
+
+def known_router(environment: Mapping[str, str]) -> str | None:
+    """The proof of the router before this engine; None where whoever started it left no token."""
+    token = environment.get(CONTROL_TOKEN)
+    return router_proof(token) if token else None
+
+
+def router_proof(control_token: str) -> str:
+    """What a scheduler believes a router's fields by. Not the token itself: engines may log what requests bring."""
+    return hashlib.sha256(f"sloguard router {control_token}".encode()).hexdigest()
 
 
 class DoorOptions(_WithClasses):
@@ -152,7 +167,8 @@ class StepTimes(BaseModel):
 
 
 class Options(_WithClasses):
-    """Without a `batch_time` the plugin learns from nothing. `boards` is where the door looks (board.py).
+    """Without a `batch_time` the plugin learns from nothing. `boards` is where the door looks (board.py); if the engine
+    is `routed`, its state is there too.
     `think_end_token_id` ends a reasoning model's thoughts.
     """
 
@@ -162,6 +178,7 @@ class Options(_WithClasses):
     batch_time: StepTimes | None = None
     step_log: str | None = None
     boards: str | None = None
+    routed: bool = False
     think_end_token_id: int | None = None
 
     @classmethod
@@ -176,6 +193,11 @@ class Options(_WithClasses):
     @property
     def planner_budget_s(self) -> float:
         return self.planner_budget_ms / 1000
+
+    def made_policy(self) -> Policy:
+        """One of the table as it is, or the user's own under watch: an exception in vLLM's scheduler would end it."""
+        policy = load(POLICIES, self.policy, "policy", "plan")(**self.policy_options)
+        return policy if self.policy in POLICIES else Checked(policy, f"policy {self.policy}")
 
     def time(self) -> OnlineTime:
         return LearningTime() if self.batch_time is None else OnlineTime(self.batch_time.batch_time())

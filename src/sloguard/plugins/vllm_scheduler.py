@@ -3,6 +3,7 @@
 vLLM's own `schedule()` does all the work; before each call this class decides what it may do:
 
     plan      the policy sees the engine's requests as jobs and its free KV blocks as counts, and makes a plan
+    decline   what another replica is to serve ends, with an answer that says so
     evict     running requests that the plan evicts are preempted by vLLM's own means
     queue     of what the policy was shown, only what the plan admits stands in the queue, in the plan's order, until
               the call returns; what it wasn't shown (a resumed session, for example) vLLM deals with by itself
@@ -21,6 +22,7 @@ newer have it.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -32,21 +34,22 @@ from vllm import __version__ as vllm_version
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
 from sloguard.perf.batch_time import Batch
-from sloguard.plugins.board import Board, Notice
 from sloguard.plugins.ledger import Ledger
-from sloguard.plugins.meters import GAUGES_EVERY_STEPS, Meters
-from sloguard.plugins.options import Options
+from sloguard.plugins.meters import Meters
+from sloguard.plugins.options import Options, known_router
 from sloguard.plugins.steps import Acceptance, Counts, Steps, batch_of
+from sloguard.plugins.teller import EngineMemory, Teller
 from sloguard.plugins.vllm_check import HOOKS, check_engine
-from sloguard.registry import load
+from sloguard.sched.asked import DECLINED
 from sloguard.sched.counted_kv import NO_HITS, CountedKv, Hits
 from sloguard.sched.job import Job, Tier
 from sloguard.sched.plan import Plan
 from sloguard.sched.plan_check import Checked
-from sloguard.sched.policy import POLICIES, Limits, Policy, Speculation, View
+from sloguard.sched.policy import Limits, Speculation, View
 
 Result = TypeVar("Result")
 log = logging.getLogger("vllm.sloguard")  # below vLLM's own logger, so that it is seen
@@ -72,14 +75,14 @@ class SloScheduler(Scheduler):
         super().__init__(vllm_config, *args, **kwargs)
         check_engine(self, SloScheduler, Scheduler, vllm_version)
         self.slo_options = Options.read(vllm_config.additional_config)
-        self.slo_policy = _policy(self.slo_options)
+        self.slo_policy = self.slo_options.made_policy()
         self.slo_steps = Steps(
             self.slo_options.time(), Path(log_path) if (log_path := self.slo_options.step_log) else None
         )
         self.slo_counts = Counts()
         self.slo_meters = METERS
-        self.slo_ledger = Ledger(self.slo_options, METERS)
-        self.slo_board = Board(Path(boards)) if (boards := self.slo_options.boards) else None
+        self.slo_ledger = Ledger(self.slo_options, METERS, known_router(os.environ))
+        self.slo_teller = Teller(self.slo_options, self.slo_ledger, METERS)
         scheduler, cache = self.scheduler_config, self.kv_cache_config
         self._slo_limits = Limits(
             max_num_seqs=getattr(self, "max_num_active_reqs", self.max_num_running_reqs),
@@ -98,6 +101,7 @@ class SloScheduler(Scheduler):
         self._slo_rest = self._slo_rests = self._slo_unheeded = 0
         self._slo_hits: dict[str, tuple[float, Hits]] = {}
         self._slo_now_s = 0.0
+        self._slo_declined: list[Request] = []  # whose clients don't know it yet
         self._slo_acceptance = Acceptance()
         log.info("sloguard: policy %s on vLLM %s", self.slo_options.policy, vllm_version)
 
@@ -116,15 +120,17 @@ class SloScheduler(Scheduler):
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         begun_s, goes_on = time.monotonic(), bool(self.running)
         plan = self._planned(begun_s)
-        self._guarded(self._put_notice)
+        self._guarded(lambda: self._tell(begun_s))
         output = super().schedule(*args, **kwargs) if plan is None else self._carried_out(plan, args, kwargs)
         if plan is not None:
             self._check_heeded(plan, output)
         if output.total_num_scheduled_tokens:
-            self._guarded(lambda: self.slo_steps.begin(id(output), begun_s, self._batch(output), goes_on))
+            self._guarded(lambda: self._begun(output, begun_s, goes_on))
         return output
 
     def _carried_out(self, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SchedulerOutput:
+        if plan.decline:
+            self._leave_to_others(plan.decline)
         for request_id in plan.evict:
             self._evict(self.requests[request_id])
         line = list(self.waiting)
@@ -165,6 +171,7 @@ class SloScheduler(Scheduler):
         self._guarded(lambda: self._learn(scheduler_output, model_runner_output))
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         self._guarded(lambda: self._note_tokens(scheduler_output))
+        self._guarded(lambda: self._say_declined(outputs))
         if not self.requests:  # until the next request nobody would say that there are none
             self._guarded(self._say_idle)
         return outputs
@@ -219,23 +226,19 @@ class SloScheduler(Scheduler):
         kv = CountedKv(
             self._slo_blocks,
             self.block_size,
-            self.kv_cache_manager.block_pool.get_num_free_blocks() // self._slo_groups,
+            self._slo_free_blocks(),
             {job.id: -(-job.computed_tokens // self.block_size) for job in running},
             lambda job: self._look_up(job, now_s),
             self._owned,
         )
         drafts = Speculation(self.num_spec_tokens, self._slo_acceptance.rate) if self.num_spec_tokens else None
-        limits = replace(
-            self._slo_limits, max_num_seqs=self._slo_limits.max_num_seqs - (len(self.running) - len(running))
-        )
+        seats = self._slo_limits.max_num_seqs - (len(self.running) - len(running))
+        limits = replace(self._slo_limits, max_num_seqs=seats)
         view = View(running, waiting, kv, limits, self.slo_steps.time, self.slo_ledger.lengths, drafts)
         plan = self.slo_policy.plan(now_s, view)
         if isinstance(self.slo_policy, Checked):
             self.slo_policy.check(now_s, plan, view, *({job.id: job for job in jobs} for jobs in (running, waiting)))
         self.slo_counts.evicted += len(plan.evict)
-        if self.slo_counts.planned % GAUGES_EVERY_STEPS == 0:
-            self.slo_meters.holds(now_s, running, waiting, self._slo_acceptance.rate if drafts else None)
-            self.slo_meters.tracks(len(self.slo_ledger.jobs))
         return plan
 
     def _seen(self, request: Request) -> Job:
@@ -284,6 +287,17 @@ class SloScheduler(Scheduler):
 
     # Carrying out.
 
+    def _leave_to_others(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.slo_ledger.decline(name)
+        self._slo_declined += self.finish_requests(names, RequestStatus.FINISHED_ABORTED)
+
+    def _say_declined(self, outputs: dict[int, EngineCoreOutputs]) -> None:
+        declined, self._slo_declined = self._slo_declined, []
+        for request in declined:
+            said = EngineCoreOutput(request.request_id, [], finish_reason=FinishReason.ABORT, stop_reason=DECLINED)
+            outputs.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(said)
+
     def _evict(self, request: Request) -> None:
         self.running.remove(request)
         self._preempt_request(request, time.monotonic())
@@ -303,19 +317,29 @@ class SloScheduler(Scheduler):
     # Telling.
 
     def _say_idle(self) -> None:
-        self.slo_meters.holds(self._slo_now_s, (), (), None)
-        self.slo_meters.tracks(len(self.slo_ledger.jobs))
-        self._put_notice()
+        self._tell(self._slo_now_s, at_once=True)
+        self._tell_state(self._slo_now_s, self._slo_now_s, at_once=True)
 
-    def _put_notice(self) -> None:
-        if self.slo_board is None:
-            return
-        waiting = [self.slo_ledger.jobs[request.request_id].tier for request in self.waiting]
-        best_effort = waiting.count(Tier.BEST_EFFORT)
-        notice = Notice(
-            time.monotonic(), len(self.running), len(waiting) - best_effort, best_effort, self.slo_ledger.started
-        )
-        self.slo_board.put(notice)
+    def _tell(self, now_s: float, at_once: bool = False) -> None:
+        rate = self._slo_acceptance.rate if self.num_spec_tokens else None
+        self.slo_teller.step(now_s, *self._held(), rate, at_once)
+
+    def _tell_state(self, now_s: float, ends_s: float, at_once: bool = False) -> None:
+        caching = bool(self.cache_config.enable_prefix_caching)
+        memory = EngineMemory(self._slo_blocks, self.block_size, self._slo_free_blocks(), caching)
+        self.slo_teller.state(now_s, ends_s, *self._held(), memory, self._slo_limits, self.slo_steps.time, at_once)
+
+    def _slo_free_blocks(self) -> int:
+        return self.kv_cache_manager.block_pool.get_num_free_blocks() // self._slo_groups
+
+    def _held(self) -> tuple[list[Job], list[Job]]:
+        jobs = self.slo_ledger.jobs
+        return [jobs[request.request_id] for request in self.running], [jobs[r.request_id] for r in self.waiting]
+
+    def _begun(self, output: SchedulerOutput, begun_s: float, goes_on: bool) -> None:
+        batch = self._batch(output)
+        self.slo_steps.begin(id(output), begun_s, batch, goes_on)
+        self._tell_state(begun_s, begun_s + self.slo_steps.time.seconds(batch))
 
     # Learning.
 
@@ -358,20 +382,13 @@ class AsyncSloScheduler(SloScheduler, AsyncScheduler):
     """The same over vLLM's asynchronous scheduler, whose plans are a step ahead of the tokens."""
 
 
-def _policy(options: Options) -> Policy:
-    """One of the table as it is, or the user's own under watch: an exception in vLLM's scheduler would end it."""
-    policy = load(POLICIES, options.policy, "policy", "plan")(**options.policy_options)
-    return policy if options.policy in POLICIES else Checked(policy, f"policy {options.policy}")
-
-
 def _queues(request: Request) -> bool:
     """Whether it waits for its turn, and for nothing else."""
     return request.status in PLANNED and not request.num_computed_tokens
 
 
 def _adapter(request: Request) -> int:
-    """Of LoRA; 0 is none."""
-    return request.lora_request.lora_int_id if request.lora_request else 0
+    return request.lora_request.lora_int_id if request.lora_request else 0  # of LoRA
 
 
 def _ends(request: Request) -> bool:

@@ -19,13 +19,15 @@ from sloguard.sched.policy import Limits
 
 @dataclass(frozen=True, slots=True)
 class ReplicaState:
-    """What is known of a replica as of `taken_s`. It includes all that was sent there up to that instant.
+    """What is known of a replica as of `taken_s`. It includes all that was sent there up to that instant, but for the
+    jobs in `unseen`, which were on their way.
 
     `busy_until_s` is when the step in progress ends: a job sent there waits for it. `taken_s` where there is none.
     `queued_tokens` are prompt tokens still to compute, of running and waiting jobs, `kv_tokens` those that the decodes
     have in memory; `due` holds (instant, tokens) of the queued prompts that were promised a first token and not put off
     as best-effort, by instant; `paces` holds (TPOT, jobs) of all jobs with a promised pace, tightest first.
-    `waiting_blocks` is the KV memory that the waiting jobs will take.
+    `waiting_blocks` is the KV memory that the waiting jobs will take. `put_off` counts jobs that asked for a promise
+    and are served as best-effort.
     """
 
     taken_s: float
@@ -44,6 +46,8 @@ class ReplicaState:
     prefix_caching: bool
     limits: Limits
     time: StepTime
+    put_off: int = 0
+    unseen: tuple[str, ...] = ()
 
     @property
     def jobs(self) -> int:

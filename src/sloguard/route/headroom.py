@@ -39,6 +39,8 @@ CANDIDATES = 16  # looked at for a job, of more replicas drawn anew each time
 EXPLORE = 0.01
 NEAR = 0.05  # of the time left: best of 0 to 0.5 with 4 replicas seen fresh
 NEAR_STALE = 0.2  # and with views 0.2 s old
+MOST_PRESSURE = 2.0  # a prompt that is late could be told as any number
+PUT_OFF = 0.1  # of the jobs: as much as promises may leave
 MARGIN_STEP, MARGIN_MOST, MARGIN_DECAY = 0.02, 0.5, 0.999  # one refusal in fifty jobs holds a margin of 40 %
 
 
@@ -167,7 +169,8 @@ class Headroom:
         """What this view of the replica does not show. Instants can't tell: a job may be sent as a view is taken."""
         if self._seen.get(replica) is not state:
             self._seen[replica] = state
-            self._sent[replica] = {}
+            before = self._sent[replica]
+            self._sent[replica] = {name: before[name] for name in state.unseen if name in before}
         return self._sent[replica]
 
     def _sending(self, now_s: float, job: Job, state: ReplicaState, held_tokens: int) -> Sent:
@@ -177,3 +180,27 @@ class Headroom:
     def _refused(self, replica: int, job: Job) -> None:
         self._margins[replica] = min(MARGIN_MOST, self._margins[replica] + MARGIN_STEP)
         self._sent[replica].pop(job.id, None)
+
+
+def pressure(now_s: float, state: ReplicaState) -> float:
+    """How much is taken of what the promises of a replica's jobs leave: above 1 some can't be kept.
+
+    The most of four: the time that promised prompts need of the time until they are due, the length of a step with all
+    promised decodes of the tightest pace, the KV memory that is in use or waited for, and the share of jobs that asked
+    for a promise and did not get one: a scheduler that puts those off has room for all the others.
+    """
+    taken = 1 - (state.free_blocks - state.waiting_blocks) / state.blocks
+    taken = max(taken, state.put_off / max(1, state.jobs) / PUT_OFF)
+    decodes = sum(jobs for _, jobs in state.paces)
+    budget_s = state.paces[0][0] if state.paces else NO_PACE_S
+    if decodes:
+        taken = max(taken, state.time.seconds(Batch((), decodes, state.kv_tokens)) / budget_s)
+    size = min(
+        state.time.inverse(budget_s, decodes=decodes, kv_tokens=state.kv_tokens), state.limits.max_num_batched_tokens
+    )
+    before = 0
+    for due_s, tokens in state.due:
+        before += tokens
+        needed_s = -(-before // max(1, size)) * budget_s
+        taken = max(taken, needed_s / max(due_s - now_s, 1e-3))
+    return min(taken, MOST_PRESSURE)

@@ -32,3 +32,15 @@ class PrefixMap:
             self._last.move_to_end(key)
         while len(self._last) > self._blocks:
             self._last.popitem(last=False)
+
+
+def block_keys(text: bytes, width: int) -> tuple[int, ...]:
+    """Of the text's full blocks of `width` bytes: equal where a block and all text before it are. They mean nothing to
+    another process.
+    """
+    keys: list[int] = []
+    key = 0
+    for start in range(0, len(text) - width + 1, width):
+        key = hash((key, text[start : start + width]))
+        keys.append(key)
+    return tuple(keys)

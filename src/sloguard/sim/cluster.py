@@ -10,13 +10,12 @@ request are one conversation: the first one is routed, the others follow it to w
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import chain
 from typing import overload
 
 from sloguard.route.base import ReplicaState, Route, Router
+from sloguard.route.state import state_from
 from sloguard.sched.job import Job, Tier
 from sloguard.sim.kernel import Kernel
 from sloguard.sim.replica import OnDecline, OnTokens, Replica
@@ -27,40 +26,16 @@ MakeReplica = Callable[[Kernel, OnTokens, OnDecline], Replica]
 def state_of(replica: Replica) -> ReplicaState:
     """What a router may know of it, at `kernel.now_s`."""
     replica.sync()
-    kv, queued = replica.kv, replica.queued
-    decodes = kv_tokens = queued_tokens = waiting_blocks = 0
-    due: list[tuple[float, int]] = []
-    paces: Counter[float] = Counter()
-    for job in chain(replica.running.values(), queued):
-        remaining = job.prompt_tokens + job.generated_tokens - job.computed_tokens
-        if remaining == 1 and job.generated_tokens:  # `Job.decoding`, without the calls: this is a hot loop
-            decodes += 1
-            kv_tokens += job.computed_tokens
-        else:
-            queued_tokens += remaining
-            if job.ttft_s is not None and job.first_token_s is None and job.tier is not Tier.BEST_EFFORT:
-                due.append((job.ttft_due_s, remaining))
-        if job.tpot_s is not None and job.tier is not Tier.BEST_EFFORT:
-            paces[job.tpot_s] += 1
-    for job in queued:
-        waiting_blocks += -(-job.known_tokens // kv.block_tokens)
-    return ReplicaState(
-        taken_s=replica.kernel.now_s,
-        busy_until_s=max(replica.step_ends_s, replica.kernel.now_s),
-        running=len(replica.running),
-        waiting=len(queued),
-        decodes=decodes,
-        kv_tokens=kv_tokens,
-        queued_tokens=queued_tokens,
-        due=tuple(sorted(due)),
-        paces=tuple(sorted(paces.items())),
-        free_blocks=kv.free_blocks,
-        waiting_blocks=waiting_blocks,
-        blocks=kv.blocks,
-        block_tokens=kv.block_tokens,
-        prefix_caching=kv.prefix_caching,
-        limits=replica.limits,
-        time=replica.predicted or replica.batch_time,
+    now_s = replica.kernel.now_s
+    return state_from(
+        now_s,
+        max(replica.step_ends_s, now_s),
+        replica.running.values(),
+        replica.queued,
+        replica.kv,
+        replica.kv.prefix_caching,
+        replica.limits,
+        replica.predicted or replica.batch_time,
     )
 
 
