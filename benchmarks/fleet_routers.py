@@ -3,8 +3,8 @@
     python benchmarks/fleet_routers.py [--rates 8,10,12,14,16] [--pairs 3] [--plain-ray]
 
 Four emulated replicas (Llama-3.1-8B on L4, sloguard's scheduler in each), in real time and over HTTP: all that differs
-is who gets a request. Arrivals come in the bursts of the Azure code trace of 2023 (its fitted gaps), of the three
-classes of serve_arms.py with twice their limits. Runs alternate; each rate's arrivals are the same for all routers.
+is who gets a request. The load is the scenario `coder-s`: lengths and bursts fitted to the Azure code trace of 2023.
+Runs alternate; each rate's arrivals are the same for all routers.
 `--plain-ray` adds Ray Serve as it is (fleet_plain_ray.py, with its own power of two choices).
 
     headroom       sloguard's: most room to spare; a replica may decline, and the next is asked
@@ -31,7 +31,6 @@ from typing import Any
 
 import numpy as np
 from fleet_arms import EMULATED, REPO, fleet
-from serve_arms import mixed_requests
 from serve_stats import DRAWS, INTERVAL, capacity
 
 from sloguard.contract import judge_request
@@ -43,13 +42,14 @@ from sloguard.load.target import Target
 from sloguard.request import Request
 from sloguard.rng import stream
 from sloguard.slo import NO_SLO, Judgement, TpotRule
-from sloguard.workload.scenarios import CODE
+from sloguard.study.choice import read_choice
+from sloguard.study.sim_spec import SimSpec
+from sloguard.study.simulation import requests_of
 
 ROUTERS = ("headroom", "slos-serve", "power-of-two", "round-robin", "least-tokens")
 PLAIN = "Ray Serve"
 DRAIN_S, TIMEOUT_S = 30.0, 120.0
 START_LIMIT_S = 120.0
-PROMISES = 2.0
 
 
 def main() -> int:
@@ -75,7 +75,12 @@ def main() -> int:
                 continue
             with _served(arm, options) as target:
                 for rate in missing:
-                    run = {"arm": arm, "rate": rate, "seed": seed, **_run(target, rate, options.seconds, seed)}
+                    run = {
+                        "arm": arm,
+                        "rate": rate,
+                        "seed": seed,
+                        **_run(target, rate, options.seconds, seed, options.replicas),
+                    }
                     known.append(run)
                     with record.open("a") as file:
                         file.write(json.dumps(run) + "\n")
@@ -123,15 +128,15 @@ def _answers(port: int) -> bool:
         return False
 
 
-def bursts(rate: float, seconds: float, seed: int) -> list[Request]:
-    """What `mixed_requests` deals, when the fitted process says."""
-    dealt = mixed_requests(rate, seconds, seed, PROMISES)
-    times_s = replace(CODE, rate=rate).times(stream(seed, "bursts"), len(dealt)).tolist()
-    return [replace(request, arrival_s=at_s) for request, at_s in zip(dealt, times_s, strict=True)]
+def bursts(rate: float, seconds: float, seed: int, replicas: int = 4) -> list[Request]:
+    """With every promise in seconds, as the emulated GPU's own step times make them."""
+    policy, router = read_choice("sloguard", "--policy"), read_choice("headroom", "--router")
+    spec = SimSpec(policy, router, EMULATED[3], EMULATED[5], scenario="coder-s", replicas=replicas)
+    return requests_of(replace(spec, num_requests=round(rate * seconds)), rate, seed).requests
 
 
-def _run(target: Target, rate: float, seconds: float, seed: int) -> dict[str, Any]:
-    requests = bursts(rate, seconds, seed)
+def _run(target: Target, rate: float, seconds: float, seed: int, replicas: int) -> dict[str, Any]:
+    requests = bursts(rate, seconds, seed, replicas)
     deadline_s = requests[-1].arrival_s + DRAIN_S
     offered = offer(
         target, requests, seed=seed, request_timeout_s=TIMEOUT_S, deadline_s=deadline_s, extra=promise_fields
