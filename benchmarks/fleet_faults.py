@@ -2,11 +2,11 @@
 
     python benchmarks/fleet_faults.py [--backend local] [--rounds 10] [--clients 6] [--model models/demo-tiny]
 
-Two real vLLM servers (CPU) behind one endpoint. Clients stream greedy answers one after the other, half of them chat;
-what each prompt is answered without faults is known from before. Then, `--rounds` times each: all processes of one
-replica's engine get SIGKILL, or SIGSTOP (and SIGCONT `HUNG_S` later), while answers are under way, and the next fault
-waits until both replicas are up again. An answer is lost where it ends without its last token, wrong where its text or
-its usage is not the same.
+Two real vLLM servers (CPU) behind one endpoint. What each prompt is answered without faults, greedily, is known from
+before. Then, `--rounds` times each: `--clients` answers are streamed at once, half of them chat, and while they are
+under way all processes of one replica's engine get SIGKILL, or SIGSTOP (and SIGCONT once all answers have ended). The
+next round waits until both replicas are up again. An answer is lost where it ends without its last token, wrong where
+its text or its usage is not the same.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ from fleet_arms import REPO, Fleet, fleet
 PROMPTS = 12
 ENGINE = "vllm.entrypoints.openai.api_server"
 ARGUMENTS = ("enforce_eager=true", "max_model_len=2048", "gpu_memory_utilization=0.05", "kv_cache_memory_bytes=64M")
-HUNG_S = 6.0  # longer than it takes to give up waiting for it, shorter than to start it anew
-LEAST_WAIT_S, MOST_WAIT_S = 2.0, 4.0  # from both up to the next fault
+LEAST_WAIT_S, MOST_WAIT_S = 0.5, 2.0  # from the start of the answers to the fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,34 +48,36 @@ class Answer:
 
 
 @dataclass(slots=True)
-class Load:
-    """Clients that go on until told to end."""
+class Wave:
+    """One answer for each client, all at once."""
 
     fleet: Fleet
     expected: list[Answer]
     tokens: int
-    over: bool = False
-    ends: Counter[str] = field(default_factory=Counter[str])
-    gaps_s: list[float] = field(default_factory=list[float])
-    wrong: list[str] = field(default_factory=list[str])
+    got: dict[int, Answer] = field(default_factory=dict[int, Answer])
 
-    def client(self, number: int) -> None:
-        turn = number
-        while not self.over:
-            self._take(turn % PROMPTS)
-            turn += 1
+    def start(self, clients: int, first: int) -> list[threading.Thread]:
+        asked = [(first + number) % PROMPTS for number in range(clients)]
+        threads = [threading.Thread(target=self._take, args=(which,)) for which in asked]
+        for thread in threads:
+            thread.start()
+        return threads
 
     def _take(self, which: int) -> None:
-        answer = stream(self.fleet, which, self.tokens)
-        if answer.error or answer.finish is None:
-            self.ends["lost"] += 1
-            self.wrong.append(f"prompt {which}: {answer.error or 'ended early'}")
-        elif not answer.same(self.expected[which]):
-            self.ends["wrong"] += 1
-            self.wrong.append(f"prompt {which}: {answer} for {self.expected[which]}")
-        else:
-            self.ends["same"] += 1
-        self.gaps_s.append(answer.gap_s)
+        self.got[which] = stream(self.fleet, which, self.tokens)
+
+    def problems(self) -> list[tuple[str, str]]:
+        found: list[tuple[str, str]] = []
+        for which, answer in self.got.items():
+            if answer.error or answer.finish is None:
+                found.append(("lost", f"prompt {which}: {answer.error or 'ended early'}"))
+            elif not answer.same(self.expected[which]):
+                found.append(("wrong", f"prompt {which}: {answer} for {self.expected[which]}"))
+        return found
+
+    @property
+    def gap_s(self) -> float:
+        return max(answer.gap_s for answer in self.got.values())
 
 
 def main() -> int:
@@ -97,48 +98,45 @@ def main() -> int:
             "| fault | times | answers | lost | wrong | longest gap without, s | with a fault, p50 / most, s |", end=""
         )
         print(" both up again, p50 / most, s |\n| --- |" + " ---: |" * 7)
-        bad = [line for name in ("SIGKILL", "SIGSTOP") for line in _faults(name, served, expected, options)]
+        bad = [line for name in ("SIGSTOP", "SIGKILL") for line in _faults(name, served, expected, options)]
     print("\n".join(bad))
     return 1 if bad else 0
 
 
 def _faults(name: str, served: Fleet, expected: list[Answer], options: Any) -> list[str]:
     """One row of the table. Returns what went wrong."""
-    load = Load(served, expected, options.tokens)
-    clients = [threading.Thread(target=load.client, args=(number,)) for number in range(options.clients)]
-    for client in clients:
-        client.start()
     gaps_s: list[float] = []
     mended_s: list[float] = []
-    calm_s = 0.0
+    problems: list[tuple[str, str]] = []
+    calm = Wave(served, expected, options.tokens)
+    for thread in calm.start(options.clients, 0):
+        thread.join()
     for turn in range(options.rounds):
+        wave = Wave(served, expected, options.tokens)
+        threads = wave.start(options.clients, turn)
         time.sleep(LEAST_WAIT_S + (MOST_WAIT_S - LEAST_WAIT_S) * turn / options.rounds)
-        calm_s = max(calm_s, *load.gaps_s)
-        load.gaps_s.clear()
         victims = _engine(served, turn % 2)
         for victim in victims:
             victim.send_signal(signal.Signals[name])
         began_s = time.monotonic()
-        while served.count("sloguard_replica_up") > 1:  # until it is noticed
-            time.sleep(0.05)
+        for thread in threads:
+            thread.join()
         if name == "SIGSTOP":
-            time.sleep(HUNG_S)
             for victim in victims:
                 victim.send_signal(signal.SIGCONT)
+        while name == "SIGKILL" and served.count("sloguard_replica_up") > 1:  # until it is noticed
+            time.sleep(0.05)
         served.await_up(2)
         mended_s.append(time.monotonic() - began_s)
-        gaps_s.append(max(load.gaps_s))
-        load.gaps_s.clear()
-    load.over = True
-    for client in clients:
-        client.join()
-    ends = load.ends
+        gaps_s.append(wave.gap_s)
+        problems += wave.problems()
+    ends = Counter(kind for kind, _ in problems)
     print(
-        f"| {name} | {options.rounds} | {ends.total()} | {ends['lost']} | {ends['wrong']} | {calm_s:.2f} | "
-        f"{median(gaps_s):.2f} / {max(gaps_s):.2f} | {median(mended_s):.0f} / {max(mended_s):.0f} |",
+        f"| {name} | {options.rounds} | {options.rounds * options.clients} | {ends['lost']} | {ends['wrong']} | "
+        f"{calm.gap_s:.2f} | {median(gaps_s):.2f} / {max(gaps_s):.2f} | {median(mended_s):.0f} / {max(mended_s):.0f} |",
         flush=True,
     )
-    return load.wrong
+    return [what for _, what in problems]
 
 
 def _engine(served: Fleet, which: int) -> list[psutil.Process]:
