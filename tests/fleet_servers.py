@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,24 @@ class Fleet:
         except OSError:
             return 0
         return sum(line.startswith("sloguard_replica_up{") and line.endswith(" 1.0") for line in lines)
+
+
+def streamed_while(fleet: Fleet, happens: Callable[[], None], after_s: float) -> list[tuple[str, float]]:
+    """What six long answers are, and their longest gaps, if this happens in the middle of them."""
+    with ThreadPoolExecutor(6) as pool:
+        coming = [pool.submit(fleet.stream) for _ in range(6)]
+        time.sleep(after_s)
+        happens()
+        return [one.result() for one in coming]
+
+
+def check_orderly_end(fleet: Fleet) -> None:
+    """What is under way at SIGTERM is answered to its end."""
+    alone = fleet.stream()[0]
+    answers = streamed_while(fleet, fleet.process.terminate, 0.5)
+    assert [text for text, _ in answers] == [alone] * 6
+    assert fleet.process.wait(PATIENCE_S) == 0
+    assert "draining: 6 requests under way" in fleet.said()
 
 
 def has(process: psutil.Process, word: str) -> bool:

@@ -5,27 +5,22 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 
-from fleet_servers import CODE, EMULATED, PATIENCE_S, serving, until
+from fleet_servers import CODE, EMULATED, PATIENCE_S, check_orderly_end, serving, streamed_while, until
 
 LOCAL = "local"
 
 
 @pytest.mark.parametrize(("how", "most_s"), [(signal.SIGKILL, 2.0), (signal.SIGSTOP, 10.0)])
 def test_what_becomes_of_a_replica_costs_no_token(tmp_path: Path, how: signal.Signals, most_s: float):
-    with serving(tmp_path, LOCAL) as fleet, ThreadPoolExecutor(6) as pool:
+    with serving(tmp_path, LOCAL) as fleet:
         alone = fleet.stream()[0]
-        coming = [pool.submit(fleet.stream) for _ in range(6)]
-        time.sleep(0.8)
         victim = fleet.processes(" serve ")[0]
-        victim.send_signal(how)
-        answers = [one.result() for one in coming]
+        answers = streamed_while(fleet, lambda: victim.send_signal(how), 0.8)
         assert [text for text, _ in answers] == [alone] * 6
         assert max(gap_s for _, gap_s in answers) < most_s
         if how == signal.SIGSTOP:
@@ -46,14 +41,8 @@ def test_a_gateway_that_is_killed_is_replaced_and_the_engines_stay(tmp_path: Pat
 
 
 def test_an_orderly_end_lets_answers_finish(tmp_path: Path):
-    with serving(tmp_path, LOCAL) as fleet, ThreadPoolExecutor(4) as pool:
-        alone = fleet.stream()[0]
-        coming = [pool.submit(fleet.stream) for _ in range(4)]
-        time.sleep(0.5)
-        fleet.process.send_signal(signal.SIGTERM)
-        assert [one.result()[0] for one in coming] == [alone] * 4
-        assert fleet.process.wait(PATIENCE_S) == 0
-        assert "draining: 4 requests under way" in fleet.said()
+    with serving(tmp_path, LOCAL) as fleet:
+        check_orderly_end(fleet)
 
 
 def test_engines_end_when_who_started_them_is_killed(tmp_path: Path):

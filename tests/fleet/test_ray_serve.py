@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from fleet_servers import PATIENCE_S, Fleet, serving, until
+from fleet_servers import Fleet, check_orderly_end, serving, streamed_while, until
 
 pytestmark = pytest.mark.ray
 START_S = 180.0
@@ -50,12 +49,8 @@ def test_it_answers_as_one_replica_does(fleet: Fleet):
 )
 def test_what_becomes_of_a_replica_costs_no_token(fleet: Fleet, word: str, how: signal.Signals, most_s: float):
     alone = fleet.stream()[0]
-    with ThreadPoolExecutor(6) as pool:
-        coming = [pool.submit(fleet.stream) for _ in range(6)]
-        time.sleep(0.8)
-        victim = fleet.processes(word)[0]
-        victim.send_signal(how)
-        answers = [one.result() for one in coming]
+    victim = fleet.processes(word)[0]
+    answers = streamed_while(fleet, lambda: victim.send_signal(how), 0.8)
     assert [text for text, _ in answers] == [alone] * 6
     assert max(gap_s for _, gap_s in answers) < most_s
     until(lambda: not victim.is_running(), START_S)
@@ -72,11 +67,5 @@ def test_a_gateway_that_is_killed_is_replaced_and_the_engines_stay(fleet: Fleet)
 
 
 def test_an_orderly_end_lets_answers_finish(tmp_path: Path):
-    with serving(tmp_path, "ray") as fleet, ThreadPoolExecutor(4) as pool:
-        alone = fleet.stream()[0]
-        coming = [pool.submit(fleet.stream) for _ in range(4)]
-        time.sleep(0.5)
-        fleet.process.send_signal(signal.SIGTERM)
-        assert [one.result()[0] for one in coming] == [alone] * 4
-        assert fleet.process.wait(PATIENCE_S) == 0
-        assert "draining: 4 requests under way" in fleet.said()
+    with serving(tmp_path, "ray") as fleet:
+        check_orderly_end(fleet)

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from sloguard.cli.options import api_key_from, parse_engine_args, read_slo
-from sloguard.cli.serve_fleet import FleetOptions, serve_fleet
+from sloguard.cli.serve_fleet import EXIT_CRASHED, EXIT_REJECTED, FleetOptions, serve_fleet
 from sloguard.crash import diagnose
 from sloguard.engine.emulated import Emulated
 from sloguard.engine.emulator_server import serve_emulator
@@ -24,7 +24,6 @@ from sloguard.sched.policy import POLICIES
 from sloguard.study.choice import Choice, read_choice
 from sloguard.trial import Value
 
-EXIT_CRASHED, EXIT_REJECTED = 1, 2
 ENGINES = ("vllm", "emulator")
 DEFAULT = "default"  # the class of --default-slo
 LOCAL = ("127.0.0.1", "::1", "localhost")

@@ -181,7 +181,7 @@ def _lanes(
         ray = stack.enter_context(cluster(ray_address))
         if (there := places(ray, each)) < parallel:
             plain_console(stderr=True).print(
-                f"the cluster has room for {there} of {parallel} trials at a time; the rest wait"
+                f"the cluster has room for {there:.0f} of {parallel} trials at a time; the rest wait"
             )
         lanes = ray_lanes(ray, work, parallel, each)
     else:

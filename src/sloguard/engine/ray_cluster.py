@@ -20,6 +20,7 @@ OWN = {
     # As on a Mac: all of Ray listens on loopback. It is read when Ray is imported.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
 }
+THREADS = "OMP_NUM_THREADS"  # Ray sets it to the CPUs that an actor reserves: engines would run as nowhere else
 CLIENT = "ray://"
 FLAG = "--ray-address"
 

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 
 from sloguard.engine.http_probe import ask
 from sloguard.engine.processes import GRACE_S, PARENT, Server, reap_orphans
-from sloguard.engine.serving import OnServing, forwarded, run_dir
+from sloguard.engine.serving import OnServing, draining, forwarded, run_dir
 from sloguard.engine.vllm_server import EVERYWHERE, HOST, free_port
 from sloguard.errors import SloguardError
 from sloguard.fleet.server import TOLD, Told
@@ -242,7 +242,7 @@ class LocalFleet:
                     break
                 if left is not None and left != said:
                     said = left
-                    say(f"draining: {left} request{'' if left == 1 else 's'} under way")
+                    say(draining(left))
                 time.sleep(POLL_S)
 
     def _end(self, slots: list[_Slot]) -> None:

@@ -4,7 +4,7 @@
 
 A Replica is an actor with GPUs, and in it a `sloguard serve` of its own. Gateways learn where the servers are from what
 replicas tell Ray Serve's controller, which passes it on to every router (`SloRequestRouter`). Tokens don't pass through
-Ray's object store: each would cost more there than the whole way does here (docs/benchmarks.md).
+Ray's handles: docs/design.md says why.
 """
 
 # pyright: reportMissingImports=false
@@ -13,7 +13,6 @@ Ray's object store: each would cost more there than the whole way does here (doc
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import secrets
 import sys
@@ -32,6 +31,7 @@ from ray.serve.schema import LoggingConfig
 
 from sloguard.engine.http_probe import ask
 from sloguard.engine.processes import GRACE_S, PARENT, Server, reap_orphans
+from sloguard.engine.ray_cluster import THREADS
 from sloguard.engine.serving import forwarded, run_dir
 from sloguard.engine.slo_classes import SloClasses, to_toml
 from sloguard.engine.vllm_server import free_port
@@ -54,9 +54,6 @@ TARGET_PRESSURE = 0.7  # of what the promises leave; above it more replicas are 
 PRESSURE = "pressure"
 LOOK_BACK_S = 15.0
 MOST_STARTS = 3  # that fail, before a deployment has failed
-THREADS = "OMP_NUM_THREADS"  # Ray sets it to the CPUs that an actor reserves, which engines know nothing of
-
-log = logging.getLogger("ray.serve")
 
 
 class Told(BaseModel):
@@ -68,7 +65,6 @@ class Told(BaseModel):
     door: dict[str, Any]
     replicas: int = 1
     most_replicas: int | None = None  # None: so many as `replicas`, whatever comes
-    gateways: int = 1
     gpus: float = 0
     cpus: float = 1
     router: str = "headroom"
@@ -84,7 +80,7 @@ class Replica:
 
     def __init__(self, told: Told) -> None:
         reap_orphans()
-        self._is_ending = self._hangs = False
+        self._hangs = False
         self._told, self._token, self._port = told, secrets.token_urlsafe(24), free_port()
         self._host = ray.util.get_node_ip_address()
         self._stack = ExitStack()
@@ -139,12 +135,11 @@ class Replica:
             self._hangs = True
             raise RuntimeError(f"the server does not answer ({error or type(error).__name__})") from error
         self._hangs = False
-        if ready.status != 200 and not self._is_ending:
+        if ready.status != 200:
             raise RuntimeError(f"the server is not ready: {ready.text}")
 
     def __del__(self) -> None:
         if hasattr(self, "_server"):
-            self._is_ending = True
             # It drains, and then ends its engine; one that hangs can do neither.
             self._server.stop(0.0 if self._hangs else self._told.drain_timeout_s + 2 * GRACE_S)
             self._stack.close()
@@ -255,7 +250,6 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     gateways = serve.deployment(
         serve.ingress(app)(_GatewayDeployment),
         name=GATEWAY,
-        num_replicas=told.gateways,
         max_ongoing_requests=100_000,
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=told.drain_timeout_s,

@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import asdict
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any
 
 from sloguard.perf.batch_time import StepTime
 from sloguard.route.base import ReplicaState
 from sloguard.sched.job import Job, Tier
-from sloguard.sched.policy import Limits
+from sloguard.sched.policy import Limits, Memory
 
 MOST_DUE = 256  # prompts told one by one; what is due later than those is told as if due with the last of them
 PLAIN = (
@@ -30,15 +30,6 @@ PLAIN = (
     "prefix_caching",
     "put_off",
 )
-
-
-class Memory(Protocol):
-    @property
-    def blocks(self) -> int: ...
-    @property
-    def block_tokens(self) -> int: ...
-    @property
-    def free_blocks(self) -> int: ...
 
 
 def state_from(

@@ -37,10 +37,8 @@ class Speculation:
     acceptance: float
 
 
-class Kv(Protocol):
-    """KV memory as a policy plans in it: block by block in the simulator (kv.py), by counts inside an engine that keeps
-    the blocks itself (counted_kv.py).
-    """
+class Memory(Protocol):
+    """How much KV memory there is."""
 
     @property
     def blocks(self) -> int: ...
@@ -48,6 +46,13 @@ class Kv(Protocol):
     def block_tokens(self) -> int: ...
     @property
     def free_blocks(self) -> int: ...
+
+
+class Kv(Memory, Protocol):
+    """KV memory as a policy plans in it: block by block in the simulator (kv.py), by counts inside an engine that keeps
+    the blocks itself (counted_kv.py).
+    """
+
     @property
     def capacity_tokens(self) -> int: ...
 

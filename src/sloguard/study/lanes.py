@@ -9,15 +9,14 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Lock
 from typing import Any, NoReturn, Protocol
 
 from sloguard.engine.gpu_detect import VISIBLE
@@ -26,10 +25,10 @@ from sloguard.errors import SpecError, WorkerLost
 from sloguard.study.build import build_study
 from sloguard.study.runner import attempt
 from sloguard.study.spec import StudySpec
+from sloguard.study.workers import STOP_S, follow_parent, go_to
 from sloguard.trial import Proposal, Trial
 
 TRIES = 3  # workers that may die under one trial
-STOP_S = 2 * GRACE_S  # an engine is stopped on the way out
 POLL_S = 0.1
 LOCK = "workers.lock"
 
@@ -165,13 +164,12 @@ def _lane(work: Work, environment: Mapping[str, str]) -> Lane:
 
 
 def _serve(pipe: Connection, work: Work) -> None:
-    """The process of a worker. An interrupt of the terminal is for its parent, without which it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """The process of a worker."""
     signal.signal(signal.SIGTERM, _interrupt)
-    Thread(target=_end_with_parent, daemon=True).start()
+    follow_parent()
     os.environ.update(work.environment)
     try:
-        _go_to(work.cwd)
+        go_to(work.cwd)
         lock = (work.directory / LOCK).open("a") if work.directory else None
         if lock is not None:
             fcntl.flock(lock, fcntl.LOCK_SH)
@@ -186,17 +184,6 @@ def _serve(pipe: Connection, work: Work) -> None:
         pipe.send(error)
 
 
-def _go_to(cwd: str) -> None:
-    """Raises SpecError on a machine that has no such directory."""
-    try:
-        os.chdir(cwd)
-    except OSError as error:
-        fix = "Give the command in a directory that all machines have."
-        raise SpecError("the working directory", cwd, f"a machine has none ({error.strerror})", fix) from error
-    if cwd not in sys.path:
-        sys.path.insert(0, cwd)
-
-
 def _check_same(mine: Mapping[str, Any], study: Mapping[str, Any]) -> None:
     """Raises SpecError where this engine is not the study's: what it measures could not be compared."""
     for name, value in study.items():
@@ -207,12 +194,3 @@ def _check_same(mine: Mapping[str, Any], study: Mapping[str, Any]) -> None:
 
 def _interrupt(signum: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt  # so that an engine is stopped on the way out
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None, "a worker has a parent"
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(STOP_S)
-    os._exit(1)

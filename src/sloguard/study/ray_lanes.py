@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from sloguard.engine.processes import reap_orphans
-from sloguard.study.lanes import STOP_S, Lane, ProcessWorker, Work, WorkerDied
+from sloguard.engine.ray_cluster import THREADS
+from sloguard.study.lanes import Lane, ProcessWorker, Work, WorkerDied
+from sloguard.study.workers import STOP_S
 from sloguard.trial import Proposal, Trial
 
-THREADS = "OMP_NUM_THREADS"  # Ray sets it to the CPUs that an actor reserves: engines would run as nowhere else
 FILE_BYTES = 8 << 20  # of each file that comes back, its end
 
 

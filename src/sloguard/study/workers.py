@@ -8,18 +8,21 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import active_children, get_context, parent_process
 from threading import Thread
 from typing import Any
 
+from sloguard.engine.processes import GRACE_S
 from sloguard.engine.ray_cluster import cluster, cores
 from sloguard.errors import WorkerLost
 
 RETRIES = 3  # of a part whose process or machine is lost
+STOP_S = 2 * GRACE_S  # to end, of a worker: it may have an engine to stop
 
 
 @contextmanager
@@ -36,7 +39,7 @@ def workers(jobs: int | None, ray_address: str | None = None) -> Generator[tuple
     if jobs == 1:
         yield _InProcess(), 1
         return
-    executor = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_follow_parent)
+    executor = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=follow_parent)
     try:
         yield executor, jobs
     except BaseException as error:
@@ -89,14 +92,22 @@ class _OnRay(Executor):
 
 
 def _as_here(directory: str, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """With the user's own modules, where the machine has them: they lie where the command is given."""
-    if directory not in sys.path:
-        sys.path.insert(0, directory)
+    go_to(directory)
     return fn(*args, **kwargs)
 
 
-def _follow_parent() -> None:
-    """An interrupt is the parent's to handle; a worker ends when the parent does, even by `kill -9`."""
+def go_to(directory: str) -> None:
+    """Where the command is given, if this machine has that too: there paths begin, and the user's own modules lie."""
+    with suppress(OSError):
+        os.chdir(directory)
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
+
+
+def follow_parent() -> None:
+    """An interrupt is the parent's to handle; a worker ends when the parent does, even by `kill -9`: as SIGTERM says,
+    and in any case after `STOP_S`.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with_parent, daemon=True).start()
 
@@ -105,4 +116,6 @@ def _end_with_parent() -> None:
     parent = parent_process()
     assert parent is not None, "a worker has a parent"
     parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(STOP_S)
     os._exit(1)
