@@ -3,8 +3,6 @@ by Ray's own router (power of two choices by queue length), token by token. Used
 the package.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -88,14 +88,16 @@ class Busy:
         told = {"boards": str(directory), **options}
         self.door = Door(self.engine, OPEN_DOOR.model_copy(update=told), self.clock)
 
-    def tell(self, waiting: int, started: int) -> None:
-        self.board.put(Notice(self.clock.now_s, 8, 0, waiting, started))
+    def tell(self, waiting: int, started: int, put_off: bool = True) -> None:
+        """`put_off`: whether somebody who asked for a promise has just got none."""
+        now_s = self.clock.now_s
+        self.board.put(Notice(now_s, 8, 0, waiting, started, now_s if put_off else 0.0))
 
-    def queue(self, waiting: int, started_per_s: float, for_s: float = 10.0) -> None:
+    def queue(self, waiting: int, started_per_s: float, for_s: float = 10.0, put_off: bool = True) -> None:
         """The same queue for a while, looked at twice a second."""
         began_s = self.clock.now_s
         while (past_s := self.clock.now_s - began_s) <= for_s:
-            self.tell(waiting, int(past_s * started_per_s))
+            self.tell(waiting, int(past_s * started_per_s), put_off)
             self.ask(best_effort=True)
             self.clock.now_s += 0.5
 

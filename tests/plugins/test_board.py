@@ -8,13 +8,13 @@ from pathlib import Path
 
 from sloguard.plugins.board import FORMAT, Board, Boards, Notice
 
-LOW, HIGH = Notice(0.0, 0, 0, 0, 0), Notice(-1.5e300, 2**62 - 1, 2**62 - 1, 2**62 - 1, 2**62 - 1)
+LOW, HIGH = Notice(0.0, 0, 0, 0, 0, 0.0), Notice(-1.5e300, *[2**62 - 1] * 4, -1.5e300)
 WRITER = """
 import sys
 from pathlib import Path
 from sloguard.plugins.board import Board, Notice
 board = Board(Path(sys.argv[1]))
-low, high = Notice(0.0, 0, 0, 0, 0), Notice(-1.5e300, 2**62 - 1, 2**62 - 1, 2**62 - 1, 2**62 - 1)
+low, high = Notice(0.0, 0, 0, 0, 0, 0.0), Notice(-1.5e300, *[2**62 - 1] * 4, -1.5e300)
 print("writing", flush=True)
 while True:
     board.put(low)
@@ -22,8 +22,8 @@ while True:
 """
 
 
-def test_a_notice_is_forty_bytes():
-    assert FORMAT.size == 40
+def test_a_notice_is_48_bytes():
+    assert FORMAT.size == 48
 
 
 def test_nothing_is_known_before_a_scheduler_has_begun(tmp_path: Path):
@@ -43,8 +43,8 @@ def test_schedulers_are_taken_together_also_those_that_come_later(tmp_path: Path
     boards = Boards(tmp_path)
     Board(tmp_path, "one").put(Notice(5.0, 1, 2, 3, 4))
     assert boards.read() == Notice(5.0, 1, 2, 3, 4)
-    Board(tmp_path, "two").put(Notice(4.0, 10, 20, 30, 40))
-    assert boards.read() == Notice(5.0, 11, 22, 33, 44)
+    Board(tmp_path, "two").put(Notice(4.0, 10, 20, 30, 40, 3.5))
+    assert boards.read() == Notice(5.0, 11, 22, 33, 44, 3.5)
 
 
 def test_a_file_that_is_just_being_made_is_left_for_later(tmp_path: Path):
@@ -52,8 +52,8 @@ def test_a_file_that_is_just_being_made_is_left_for_later(tmp_path: Path):
     half.touch()
     boards = Boards(tmp_path)
     assert boards.read() is None
-    half.write_bytes(FORMAT.pack(1.0, 2, 3, 4, 5))
-    assert boards.read() == Notice(1.0, 2, 3, 4, 5)
+    half.write_bytes(FORMAT.pack(1.0, 2, 3, 4, 5, 6.0))
+    assert boards.read() == Notice(1.0, 2, 3, 4, 5, 6.0)
 
 
 @contextmanager

@@ -27,6 +27,15 @@ def test_best_effort_is_refused_first(tmp_path: Path, waiting: int, best_effort:
             assert "overloaded" in refusal(answer)[2]
 
 
+@pytest.mark.parametrize("started_per_s", [0.0, 2.0])
+def test_what_is_left_of_an_overload_keeps_no_promise_waiting(tmp_path: Path, started_per_s: float):
+    busy = Busy(tmp_path, max_wait_s=20.0)
+    busy.queue(100, started_per_s, WINDOW_S)
+    assert busy.ask(best_effort=False).status == 429
+    busy.queue(100, started_per_s, WINDOW_S, put_off=False)
+    assert [busy.ask(best_effort).status for best_effort in (True, False)] == [429, 200]
+
+
 @pytest.mark.parametrize("path", ["/cohere/v2/chat", "/invocations"])
 def test_what_takes_no_promise_is_refused_last(tmp_path: Path, path: str):
     busy = Busy(tmp_path, max_wait_s=20.0)

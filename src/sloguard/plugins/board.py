@@ -1,4 +1,4 @@
-"""What a scheduler says to the door of its server: 40 bytes that one process writes at every step and another reads.
+"""What a scheduler says to the door of its server: 48 bytes that one process writes at every step and another reads.
 
 A metrics scrape would say the same, but takes milliseconds. Each scheduler (there may be several, for data parallelism)
 has a file of its own in a directory that both know. Times are `time.monotonic()`, which on Linux is one clock for all
@@ -10,21 +10,34 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
-FORMAT = struct.Struct("@dqqqq")  # native: each number is written at once, so that none is read half written
+from sloguard.sched.job import Job, Tier
+
+FORMAT = struct.Struct("@dqqqqd")  # native: each number is written at once, so that none is read half written
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """`step_s`: when a step was last begun. `started` counts the requests that have ever begun to be computed."""
+    """`step_s`: when a step was last begun. `started` counts the requests that have ever begun to be computed.
+    `put_off_s`: when the last one came, of those waiting, that asked for a promise and got none.
+    """
 
     step_s: float = 0.0
     running: int = 0
     waiting_slo: int = 0
     waiting_best_effort: int = 0
     started: int = 0
+    put_off_s: float = 0.0
+
+
+def put_off_s(waiting: Iterable[Job]) -> float:
+    """For a notice, on the clock of the jobs."""
+    put_off = (job for job in waiting if job.tier is Tier.BEST_EFFORT and (job.ttft_s or job.tpot_s))
+    return max((job.arrival_s for job in put_off), default=-inf)
 
 
 class Board:
@@ -45,6 +58,7 @@ class Board:
             notice.waiting_slo,
             notice.waiting_best_effort,
             notice.started,
+            notice.put_off_s,
         )
 
 
@@ -72,4 +86,5 @@ def _together(notices: list[Notice]) -> Notice:
         sum(notice.waiting_slo for notice in notices),
         sum(notice.waiting_best_effort for notice in notices),
         sum(notice.started for notice in notices),
+        max(notice.put_off_s for notice in notices),
     )

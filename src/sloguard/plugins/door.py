@@ -6,7 +6,8 @@ API (`--middleware sloguard.plugins.door.Door`) and around the emulator's.
     promises   `x-slo-...` headers are put into the body's `vllm_xargs`, where the scheduler finds them; whatever of
                these can't be read, or contradicts the body: 400, naming the field
     overload   the scheduler serves late what it can't promise; once that would be very late (`max_wait_s`) best-effort
-               requests are refused, and at twice that all are: 429 with Retry-After
+               requests are refused, and at twice that all are: 429 with Retry-After. Not those that ask for a promise
+               where everybody gets it: what is left of an overload does not keep them waiting
     /ready     200 while the engine takes steps for what waits for it, else 503; for load balancers
     /sloguard  for whoever started the server, by a token of its own: `GET status`, `POST drain`. To such a one answers
                also bring how it stands with the scheduler, for its choice of a replica for the next request
@@ -199,28 +200,28 @@ class Door:
             raw = await read_body(receive)
         except Unreadable as error:
             raise _Refused(error.status, str(error)) from error
-        best_effort = False
+        asked: Asked | None = None
         if path in TAKES_PROMISES:
-            raw, best_effort = self._with_promises(scope, raw, headers)
+            raw, asked = self._with_promises(scope, raw, headers)
         if self._draining:  # looked at last: a body may take its time
             raise _Refused(503, "the server is shutting down", retry_s=1)
-        self._check_load(best_effort)
+        self._check_load(asked)
         return replay(raw, receive)
 
-    def _with_promises(self, scope: Scope, raw: bytes, headers: Mapping[str, str]) -> tuple[bytes, bool]:
-        """The body with the headers in it, and whether it is best effort. Raises _Refused."""
+    def _with_promises(self, scope: Scope, raw: bytes, headers: Mapping[str, str]) -> tuple[bytes, Asked | None]:
+        """The body with the headers in it, and what it asks for. Raises _Refused."""
         body = parsed(raw)
         given = {} if body is None else body.get("vllm_xargs")
         given = {} if given is None else given
         if body is None or not isinstance(given, Mapping):
-            return raw, False  # the engine says what is wrong with it
+            return raw, None  # the engine says what is wrong with it
         if not self._is_ours(scope) and (routers := next((name for name in OF_ROUTERS if name in given), None)):
             raise _Refused(400, f"{routers} is for routers. There are {', '.join(FIELDS)}", routers)
         asked = self._asked(given, headers)
         if headers:
             raw = json.dumps(body | {"vllm_xargs": {**given, **headers}}).encode()
             set_length(scope, len(raw))
-        return raw, asked.best_effort
+        return raw, asked
 
     def _asked(self, given: Mapping[str, object], headers: Mapping[str, str]) -> Asked:
         try:
@@ -233,7 +234,7 @@ class Door:
 
     # Overload.
 
-    def _check_load(self, best_effort: bool) -> None:
+    def _check_load(self, asked: Asked | None) -> None:
         if len(self._in_flight.since_s) >= self.options.max_requests:
             problem = f"the server has {self.options.max_requests} requests under way"
             raise _Refused(429, problem, retry_s=1, reason="max_requests")
@@ -241,8 +242,10 @@ class Door:
         if notice is None or now_s - notice.step_s > SILENT_S:
             return
         self._wait.see(now_s, notice)
+        best_effort = asked is not None and asked.best_effort
         wait_s, most_s = self._wait.wait_s(now_s), self.options.max_wait_s * (1 if best_effort else 2)
-        if wait_s > most_s:
+        promised = asked is not None and not best_effort and now_s - notice.put_off_s > SILENT_S
+        if wait_s > most_s and not promised:
             retry_s = LONGEST_RETRY_S if math.isinf(wait_s) else math.ceil(wait_s - most_s)
             retry_s = min(max(retry_s, 1), LONGEST_RETRY_S)
             raise _Refused(429, "the server is overloaded", retry_s=retry_s, reason="overload")

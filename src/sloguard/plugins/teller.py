@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sloguard.perf.batch_time import StepTime
-from sloguard.plugins.board import Board, Notice
+from sloguard.plugins.board import Board, Notice, put_off_s
 from sloguard.plugins.ledger import Ledger
 from sloguard.plugins.meters import GAUGES_EVERY_STEPS, Meters
 from sloguard.plugins.options import Options
@@ -55,7 +55,8 @@ class Teller:
         if self._board is not None:
             best_effort = sum(job.tier is Tier.BEST_EFFORT for job in waiting)
             promised = len(waiting) - best_effort
-            self._board.put(Notice(now_s, len(running), promised, best_effort, self._ledger.started))
+            started = self._ledger.started
+            self._board.put(Notice(now_s, len(running), promised, best_effort, started, put_off_s(waiting)))
 
     def state(
         self,
