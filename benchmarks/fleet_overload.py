@@ -68,7 +68,7 @@ def main() -> int:
     print("|" + " ---: |" * len(WIDTHS))
     for row in rows:
         print("| " + " | ".join(row) + " |")
-    for begins_s, ends_s, last_s in zip(changes_s[1::2], changes_s[2::2], changes_s[3::2], strict=True):
+    for begins_s, ends_s, last_s in zip(changes_s[1:-1:2], changes_s[2::2], changes_s[3::2], strict=True):
         held = [mib for at_s, mib in memory_mib if begins_s <= at_s < last_s]
         print(f"\noverload at {begins_s:.0f} s: {_recovery(offered.timelines, begins_s, ends_s, last_s)}; ", end="")
         print(f"at most {max(held):.0f} MiB")
