@@ -48,6 +48,15 @@ def test_figures_are_those_of_the_log() -> None:
     assert summary["cost_s"] == 37.0
 
 
+def test_the_default_is_trial_1_though_another_may_end_first() -> None:
+    default = trial(1, measured(0.1, 0.05))
+    trials = [trial(3, OOM, seqs=3), trial(2, measured(0.1, 0.02), seqs=2), default]
+    results = Results(trials, Goal(), try_default=True)
+    assert results.default is default
+    assert results.gain is not None
+    assert Results(trials[:2], Goal(), try_default=True).default is None
+
+
 def test_the_default_needs_no_overrides() -> None:
     assert trial(1, measured(0.1, 0.05), seqs=1).overrides == Config()
     assert trial(2, measured(0.1, 0.05), seqs=1).overrides == Config({"seqs": 1})

@@ -65,7 +65,7 @@ def main() -> None:
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except typer.TyperException as error:
-        _fail(f"{_given(error)}{error.format_message()} Try --help.", EXIT_BAD_INPUT)
+        _fail(f"{_told(error)}. Try --help.", EXIT_BAD_INPUT)
     except SloguardError as error:
         _fail(str(error), EXIT_BAD_INPUT)
     except OSError as error:
@@ -79,12 +79,16 @@ def main() -> None:
     sys.exit(code or 0)
 
 
-def _given(error: typer.TyperException) -> str:
-    """`--flag = 'value': ` for a value that could not be read; typer's own message names only the flag."""
+def _told(error: typer.TyperException) -> str:
+    """`--flag = 'value': what is wrong` for a value that could not be read; typer's own message names only the flag."""
     names: list[str] = getattr(getattr(error, "param", None), "opts", [])
     words = [part for word in sys.argv[1:] for part in (word.split("=", 1) if word.startswith("--") else [word])]
     given = [value for name, value in pairwise(words) if name in names]
-    return f"{names[-1]} = {given[-1]!r}: " if given else ""
+    message = error.format_message().rstrip(".")
+    if not given:
+        return message
+    prefix = f"Invalid value for '{names[-1]}': "
+    return f"{names[-1]} = {given[-1]!r}: {message.removeprefix(prefix)}"
 
 
 def _fail(message: str, code: int) -> NoReturn:

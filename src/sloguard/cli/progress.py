@@ -38,7 +38,7 @@ class StudyProgress:
 
     def __enter__(self) -> Self:
         if self._trials:
-            self._console.print(f"resuming after trial {len(self._trials)}")
+            self._console.print(f"resuming: {len(self._trials)} trials are done")
         self._bar.start()
         return self
 

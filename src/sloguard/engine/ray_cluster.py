@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 from math import inf
@@ -23,6 +24,7 @@ OWN = {
 THREADS = "OMP_NUM_THREADS"  # Ray sets it to the CPUs that an actor reserves: engines would run as nowhere else
 CLIENT = "ray://"
 FLAG = "--ray-address"
+ANSWER_S = 5.0
 
 
 def ray_for(address: str | None) -> Any:
@@ -47,6 +49,7 @@ def cluster(address: str | None) -> Generator[Any]:
     if address is not None and address.startswith(CLIENT):
         fix = "Give this command on a machine of the cluster, e.g. with `ray job submit`, and `auto` as address."
         raise SpecError(FLAG, address, "is an address of Ray Client, by which nothing can be watched", fix)
+    _check_answers(address)
     ray = ray_for(address)
     ending = signal.getsignal(signal.SIGTERM)
     try:
@@ -64,6 +67,18 @@ def cluster(address: str | None) -> Generator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str | None) -> None:
+    """Ray itself tries for a minute, and says how it goes in its own words."""
+    host, _, port = (address or "").rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise SpecError(FLAG, address, f"nobody answers there ({why})", "See `ray status` on the cluster.") from error
 
 
 def cores(ray: Any) -> int:

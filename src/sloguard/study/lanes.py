@@ -25,7 +25,7 @@ from sloguard.errors import SpecError, WorkerLost
 from sloguard.study.build import build_study
 from sloguard.study.runner import attempt
 from sloguard.study.spec import StudySpec
-from sloguard.study.workers import STOP_S, follow_parent, go_to
+from sloguard.study.workers import STOP_S, follow_parent, go_to, without_interrupt
 from sloguard.trial import Proposal, Trial
 
 TRIES = 3  # workers that may die under one trial
@@ -118,7 +118,8 @@ class ProcessWorker:
         context = get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, work))
-        self._process.start()
+        with without_interrupt():
+            self._process.start()
         theirs.close()
 
     def make(self, number: int, proposal: Proposal, trial_dir: Path) -> Trial:

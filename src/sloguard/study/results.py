@@ -28,7 +28,8 @@ class Results:
 
     @property
     def default(self) -> Trial | None:
-        return self.trials[0] if self.try_default and self.trials else None
+        """Trial 1, which need not be the first to end."""
+        return next((t for t in self.trials if self.try_default and t.number == 1), None)
 
     @property
     def closest(self) -> Trial | None:

@@ -41,6 +41,8 @@ def workers(jobs: int | None, ray_address: str | None = None) -> Generator[tuple
         return
     executor = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=follow_parent)
     try:
+        with without_interrupt():
+            executor.submit(int)  # the first starts all processes
         yield executor, jobs
     except BaseException as error:
         for child in active_children():
@@ -104,11 +106,24 @@ def go_to(directory: str) -> None:
         sys.path.insert(0, directory)
 
 
+@contextmanager
+def without_interrupt() -> Generator[None]:
+    """For processes that are started in it: one that is still importing would end with a traceback. `follow_parent` is
+    where it ends for them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def follow_parent() -> None:
     """An interrupt is the parent's to handle; a worker ends when the parent does, even by `kill -9`: as SIGTERM says,
     and in any case after `STOP_S`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     Thread(target=_end_with_parent, daemon=True).start()
 
 
