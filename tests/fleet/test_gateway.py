@@ -46,6 +46,13 @@ def test_answers_come_as_from_one_server(two: Fleet):
     assert events(text)[-1]["usage"]["completion_tokens"] == 3
 
 
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/completions", "/ready"])
+def test_whoever_serves_says_who_and_when_once(two: Fleet, path: str):
+    with closing(two.connect()) as connection:
+        response = two.begin(connection, path, {"prompt": "a"} if path == "/v1/completions" else None)
+        assert [len(response.headers.get_all(name, [])) for name in ("date", "server")] == [1, 1]
+
+
 def test_what_a_client_asks_for_it_gets(two: Fleet):
     """Token ids, which the gateway asks for itself."""
     body = {"model": NAME, "prompt": "Once", "max_tokens": 3, "stream": True, "return_token_ids": True}
@@ -184,6 +191,8 @@ def test_a_stream_that_can_not_go_on_says_so(tmp_path: Path):
         made.replicas[serving(made)].cut()
         last = events(head + response.read().decode())[-1]
         assert last["error"]["code"] == 502
+        why = "the replica ended under the answer, and an answer of this kind can't be continued elsewhere"
+        assert last["error"]["message"] == why
         assert made.count("sloguard_given_up_total") == 1
 
 

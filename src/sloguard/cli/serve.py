@@ -25,6 +25,7 @@ from sloguard.study.choice import Choice, read_choice
 from sloguard.trial import Value
 
 ENGINES = ("vllm", "emulator")
+SERVED_NAME = "served_model_name"
 DEFAULT = "default"  # the class of --default-slo
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
@@ -70,7 +71,9 @@ def command(
     backend: Annotated[
         str | None, typer.Option(help="Who runs several replicas: ray (Ray Serve) | local (this machine, without Ray).")
     ] = None,
-    max_replicas: Annotated[int | None, typer.Option(help="With ray: so many at most, by predicted headroom.")] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, help="With ray: so many at most, by predicted headroom.")
+    ] = None,
     ray_address: Annotated[
         str | None, typer.Option(help="Of a running Ray cluster, or auto; started here if absent.")
     ] = None,
@@ -105,7 +108,7 @@ def command(
     classes = _classes(slo_classes, default_slo)
     arguments = parse_engine_args(engine_arg or ())
     if served_name is not None:
-        arguments = {**arguments, "served_model_name": served_name}
+        arguments = {**arguments, SERVED_NAME: served_name}
     if api_key is None and host not in LOCAL:
         _say(f"anybody who reaches {host}:{port} may use the model: give a key with --api-key-env")
     door = DoorOptions(
@@ -116,15 +119,17 @@ def command(
         api_key=api_key,
         control_token=os.environ.get(CONTROL_TOKEN) or None,
     )
+    emulated: Emulated | None = None
     if engine == "emulator":
         _refuse("--engine-python", engine_python, "--step-log", step_log, "--think-end-token-id", think_end_token_id)
         _refuse("--profile", profile)
+        emulated = _emulated(model, gpu, tensor_parallel, chosen, arguments)
     if backend is not None or replicas > 1 or max_replicas is not None or emit_serve_config is not None:
         if step_log is not None:
             raise SpecError("--step-log", str(step_log), "is of one engine", "Drop it, or serve one replica.")
         fleet = FleetOptions(
             replicas=replicas,
-            backend=backend or "ray",
+            backend="ray" if backend is None else backend,
             router=router or "headroom",
             host=host,
             port=port,
@@ -153,12 +158,15 @@ def command(
             "--served-name": served_name,
             "--profile": profile and profile.absolute(),
         }
-        return serve_fleet(fleet, flags, door, _say)
+        return serve_fleet(fleet, flags, emulated, door, _say)
     for flag, value in (("--ray-address", ray_address), ("--router", router)):
         if value is not None:
-            raise SpecError(flag, value, "is for several replicas", "Add --replicas.")
-    if engine == "emulator":
-        return _emulate(model, gpu, tensor_parallel, chosen, arguments, door, host, port, drain_timeout)
+            raise SpecError(flag, value, "is for several replicas", "Add --replicas or --backend.")
+    if emulated is not None:
+        check_port(host, port)
+        serve_emulator(emulated, str(arguments.get(SERVED_NAME, model)), door, host, port, drain_timeout, _say)
+        _say("ended")
+        return 0
     setup = ServeSetup(
         model,
         python=engine_python,
@@ -213,26 +221,13 @@ def _serve(setup: ServeSetup) -> int:
     return 0
 
 
-def _emulate(
-    model: str,
-    gpu: str | None,
-    tensor_parallel: int,
-    policy: Choice,
-    arguments: Mapping[str, Value],
-    door: DoorOptions,
-    host: str,
-    port: int,
-    drain_timeout_s: float,
-) -> int:
+def _emulated(
+    model: str, gpu: str | None, tensor_parallel: int, policy: Choice, arguments: Mapping[str, Value]
+) -> Emulated:
     if gpu is None:
         raise SpecError("--gpu", None, "the emulator needs one to emulate", "Give e.g. --gpu H100.")
-    arguments = dict(arguments)
-    name = str(arguments.pop("served_model_name", model))
-    emulated = Emulated(model, gpu, tensor_parallel, policy.name, dict(policy.options), arguments)
-    check_port(host, port)
-    serve_emulator(emulated, name, door, host, port, drain_timeout_s, _say)
-    _say("ended")
-    return 0
+    told = {name: value for name, value in arguments.items() if name != SERVED_NAME}
+    return Emulated(model, gpu, tensor_parallel, policy.name, dict(policy.options), told)
 
 
 def _refuse(*flags: object) -> None:

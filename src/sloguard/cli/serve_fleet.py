@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,19 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from sloguard.cli.options import parse_engine_args
+from sloguard.engine.emulated import Emulated
+from sloguard.engine.emulator import emulator_app
 from sloguard.engine.gpu_detect import VISIBLE, visible_gpus
-from sloguard.engine.ray_cluster import ray_for
+from sloguard.engine.ray_cluster import CLIENT, FLAG, ray_for
 from sloguard.engine.serving import check_port
 from sloguard.engine.vllm_install import find_vllm
-from sloguard.errors import SpecError
+from sloguard.errors import MissingExtra, SpecError
 from sloguard.fleet.local import LocalFleet, LocalSetup, NeverServed, environments
 from sloguard.plugins.options import DoorOptions
-from sloguard.report.files import write_text_atomic
+from sloguard.report.files import check_writable, write_text_atomic
 from sloguard.route.base import ROUTERS
 from sloguard.study.choice import read_choice
 
 EXIT_CRASHED, EXIT_REJECTED = 1, 2
 BACKENDS = ("ray", "local")
+EMIT = "--emit-serve-config"
+REACH_S = 3.0
 CORES = "VLLM_CPU_OMP_THREADS_BIND"
 OF_CLASSES = ("--slo-classes", "--default-slo")  # other machines have no such file: they are told what is in it
 
@@ -45,8 +50,14 @@ class FleetOptions:
     emit: Path | None
 
 
-def serve_fleet(options: FleetOptions, flags: Mapping[str, Any], door: DoorOptions, say: Callable[[str], None]) -> int:
-    """`flags` are those of one replica, by name; None is one that is not given."""
+def serve_fleet(
+    options: FleetOptions,
+    flags: Mapping[str, Any],
+    emulated: Emulated | None,
+    door: DoorOptions,
+    say: Callable[[str], None],
+) -> int:
+    """`flags` are those of one replica, by name; None is one that is not given. `emulated` is what it emulates."""
     if options.backend not in BACKENDS:
         raise SpecError("--backend", options.backend, "no such backend", f"Give {' or '.join(BACKENDS)}.")
     read_choice(options.router, "--router").make(ROUTERS, "--router", "choose", {"rng": None})
@@ -54,6 +65,8 @@ def serve_fleet(options: FleetOptions, flags: Mapping[str, Any], door: DoorOptio
         problem = f"is less than the {options.replicas} of --replicas"
         raise SpecError("--max-replicas", options.max_replicas, problem, "Give more, or drop it.")
     _gpus_each(flags)
+    if emulated is not None:
+        emulator_app(emulated, emulated.model)  # refuses what each replica would, once
     return (_local if options.backend == "local" else _ray)(options, flags, door, say)
 
 
@@ -61,7 +74,7 @@ def _local(options: FleetOptions, flags: Mapping[str, Any], door: DoorOptions, s
     for flag, value in (
         ("--max-replicas", options.max_replicas),
         ("--ray-address", options.ray_address),
-        ("--emit-serve-config", options.emit),
+        (EMIT, options.emit),
     ):
         if value is not None:
             raise SpecError(flag, str(value), "is for --backend ray", "Drop it.")
@@ -85,7 +98,16 @@ def _local(options: FleetOptions, flags: Mapping[str, Any], door: DoorOptions, s
 
 
 def _ray(options: FleetOptions, flags: Mapping[str, Any], door: DoorOptions, say: Callable[[str], None]) -> int:
-    ray_for(options.ray_address)
+    if options.emit is not None:
+        _check_new(options.emit)
+    elif options.ray_address is not None:
+        _check_reached(options.ray_address)
+    try:
+        ray_for(options.ray_address)
+    except MissingExtra as error:
+        if options.emit is None:
+            raise
+        raise MissingExtra(f"{EMIT}, which implies --backend ray,", error.extra) from error
     on_ray = importlib.import_module("sloguard.fleet.ray_serve")
     each = _gpus_each(flags)
     on_gpus = flags["--engine"] == "vllm" and find_vllm(flags["--engine-python"]).device != "cpu"
@@ -108,6 +130,26 @@ def _ray(options: FleetOptions, flags: Mapping[str, Any], door: DoorOptions, say
     on_ray.run(told, options.ray_address, options.host, options.port, options.drain_timeout_s, say)
     say("ended")
     return 0
+
+
+def _check_new(file: Path) -> None:
+    """Raises SpecError."""
+    check_writable(EMIT, file)
+    if file.exists():
+        raise SpecError(EMIT, str(file), "is there already", "Remove it, or give another file.")
+
+
+def _check_reached(address: str) -> None:
+    """Raises SpecError where nobody listens: Ray would try for a minute. What is no HOST:PORT is Ray's to read."""
+    host, _, port = address.rpartition(":")
+    if address.startswith(CLIENT) or not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACH_S).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise SpecError(
+            FLAG, address, f"nobody answers there ({error})", "See `ray status` on its head node."
+        ) from error
 
 
 def _words(flags: Mapping[str, Any]) -> list[str]:

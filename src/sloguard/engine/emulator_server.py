@@ -124,6 +124,11 @@ class _Draining(uvicorn.Server):
             self._loop = asyncio.get_running_loop()
             self._say(self._served)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """The engine first: it tells whoever still waits, and uvicorn would cancel it where it has to hurry."""
+        await self.lifespan.shutdown()
+        await super().shutdown(sockets)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._drains is None and self.started:
             self._drains = self._loop.create_task(self._drain())

@@ -8,6 +8,7 @@ drain   the door lets nobody in any more, and what is under way may finish, up t
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -208,6 +209,9 @@ def check_port(host: str, port: int) -> None:
         try:
             probe.bind(address)
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                fix = "Give one that it has, or 0.0.0.0 for every interface."
+                raise SpecError("--host", host, "is no address of this machine", fix) from error
             fix = "Give another --port, or see who has it: ss -tlnp."
             raise SpecError("--port", port, f"can't be listened on at {host} ({error.strerror})", fix) from error
 

@@ -25,7 +25,7 @@ from sloguard.fleet.client import Client
 from sloguard.fleet.link import Call, Headers, Lost, Reply
 from sloguard.fleet.members import Member, Members
 from sloguard.fleet.meters import GatewayMeters
-from sloguard.fleet.relay import CHAT, COMPLETIONS, Relay, is_declined
+from sloguard.fleet.relay import CHAT, COMPLETIONS, DATA, Relay, is_declined
 from sloguard.plugins.asgi import Receive, Scope, Send, Unreadable, parsed, read_body
 from sloguard.plugins.door import CONTROL, GENERATES, TAKES_PROMISES
 from sloguard.route.base import Router
@@ -123,8 +123,8 @@ class Gateway:
         try:
             return await answering
         except asyncio.CancelledError:
-            if not listening.done():
-                raise
+            if not listening.done():  # the server ends, and has waited long enough
+                await client.fail(HTTPStatus.SERVICE_UNAVAILABLE, "the server is shutting down", RETRY_S)
         finally:
             answering.cancel()
             listening.cancel()
@@ -184,7 +184,7 @@ class Gateway:
                 asked.broken_s = self._clock()
                 self._meters.lost(asked.client.begun)
                 if asked.losses >= MOST_LOSSES or not asked.can_go_on:
-                    return await self._give_up(asked, f"{asked.losses} replicas failed: {lost}", HTTPStatus.BAD_GATEWAY)
+                    return await self._give_up(asked, _why_lost(asked, lost), HTTPStatus.BAD_GATEWAY)
             else:
                 return self._remember(asked, member)
 
@@ -260,7 +260,7 @@ class Gateway:
             if relay.declined:
                 raise Declined
             if relay.error:
-                raise Failed(f"it broke off with {relay.error.decode(errors='replace')}")
+                raise Failed(f"it broke off with {relay.error.removeprefix(DATA).decode(errors='replace')}")
         if not relay.over:
             raise Lost("a stream broke off")
         self._sizes.saw(asked.job, len(relay.prompt_ids))
@@ -331,6 +331,15 @@ async def _until_gone(receive: Receive, answering: asyncio.Future[None]) -> None
     while (await receive())["type"] != "http.disconnect":
         pass
     answering.cancel()
+
+
+def _why_lost(asked: Asked, last: Lost | Failed) -> str:
+    """For the client: how a connection broke is nothing to it, what an engine said may be."""
+    said = f" (the last one: {last})" if isinstance(last, Failed) else ""
+    if asked.losses > 1:
+        return f"{asked.losses} replicas were lost under the answer{said}"
+    said = f"failed: {last}" if isinstance(last, Failed) else "ended under the answer"
+    return f"the replica {said}, and an answer of this kind can't be continued elsewhere"
 
 
 def _headers(scope: Scope) -> Headers:

@@ -15,7 +15,7 @@ from sloguard.plugins.options import router_proof
 Headers = Sequence[tuple[str, str]]
 CONNECT_S = 2.0
 KEEP_ALIVE_S = 3.0  # servers close after 5: a connection they close as we write to it is a request lost
-# Of one connection only (RFC 9110, 7.6.1), or made anew for the next.
+# Of one connection only (RFC 9110, 7.6.1), or made anew for the next by whoever serves it.
 OF_CONNECTION = frozenset(
     (
         "connection",
@@ -29,6 +29,8 @@ OF_CONNECTION = frozenset(
         "content-length",
         "authorization",
         "expect",
+        "date",
+        "server",
     )
 )
 

@@ -137,7 +137,7 @@ class LocalFleet:
             if ended is None:
                 return False
             why = f"exit code {ended.code}" if ended.signal is None else f"signal {ended.signal}"
-            self._clear(slot)
+            self._clear(slot, self._grace_s)
             if not slot.ever_up:
                 raise NeverServed(ended.code, f"{slot.name} ended before it served ({why}): {last_line(slot.log)}")
             say(f"{slot.name} ended ({why})")
@@ -158,10 +158,10 @@ class LocalFleet:
         slot.server = Server.start(argv, env, slot.log, slot.log.parent)
         slot.stack.enter_context(forwarded(slot.log, log_to, f"[{slot.name}] ".encode()))
 
-    def _clear(self, slot: _Slot) -> None:
+    def _clear(self, slot: _Slot, grace_s: float) -> None:
         """Of what is left of a replica that ended; the next start waits longer each time that none came up."""
         assert slot.server is not None
-        slot.server.stop(self._grace_s)
+        slot.server.stop(grace_s)
         reap_orphans()  # a replica that was killed leaves its engine
         slot.stack.close()
         slot.server = None
@@ -185,7 +185,9 @@ class LocalFleet:
         up = sum(not member["why_down"] for member in members.values())
         if up != self._said_up and any(slot.ever_up for slot in slots):
             self._said_up = up
-            say(f"{up} of {len(slots)} replicas up at http://{self.setup.host}:{self.setup.port}/v1")
+            whys = [(slot.name, members.get(slot.name, {}).get("why_down")) for slot in slots if slot.was_up]
+            down = "".join(f"; {name}: {why.removeprefix(f'{name}: ')}" for name, why in whys if why)
+            say(f"{up} of {len(slots)} replicas up at http://{self.setup.host}:{self.setup.port}/v1{down}")
 
     # The gateway.
 
@@ -193,7 +195,6 @@ class LocalFleet:
         return Told(
             router=self.setup.router,
             replicas=str(replicas),
-            drain_timeout_s=self.setup.drain_timeout_s,
             socket=listening.fileno(),
             parent=parent,
         )
@@ -253,12 +254,16 @@ class LocalFleet:
             except subprocess.TimeoutExpired:
                 self._gateway.kill()
                 self._gateway.wait()
-        running = [slot for slot in slots if slot.server is not None]
-        for slot in running:  # all at once: each may take a while
+        running = [(slot, slot.server) for slot in slots if slot.server is not None]
+        for _, server in running:  # all at once: each may take a while
             with suppress(ProcessLookupError):
-                os.kill(slot.server.pid, signal.SIGTERM)  # pyright: ignore[reportOptionalMemberAccess]
-        for slot in running:
-            self._clear(slot)
+                os.kill(server.pid, signal.SIGTERM)
+        deadline_s = time.monotonic() + self._grace_s
+        with suppress(KeyboardInterrupt):  # a further one ends this wait too
+            while any(server.exit() is None for _, server in running) and time.monotonic() < deadline_s:
+                time.sleep(POLL_S)
+        for slot, _ in running:  # a second signal to one that is ending would make it hurry
+            self._clear(slot, 0.0)
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -14,7 +14,6 @@ import sys
 import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from math import ceil
 from pathlib import Path
 
 import uvicorn
@@ -48,7 +47,6 @@ class Told(BaseModel):
 
     router: str = "headroom"
     replicas: str
-    drain_timeout_s: float = 30.0
     socket: int
     parent: int
 
@@ -82,7 +80,7 @@ def gateway_app(
     async def lifespan(_: Starlette) -> AsyncGenerator[None]:
         async with fleet(members):
             yield
-        await members.close()
+            await members.close()  # they are looked at by the fleet's own connections
 
     routes = [Route("/metrics", metrics), Mount("/", gateway)]
     inner = Starlette(routes=routes, lifespan=lifespan)
@@ -142,7 +140,7 @@ def main() -> None:
     threading.Thread(target=_end_with, args=(told.parent,), daemon=True).start()
     fleet = from_file(Path(told.replicas), os.environ[CONTROL_TOKEN])
     app = gateway_app(options, told.router, fleet)
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=ceil(told.drain_timeout_s))
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)  # who ends it has drained it
     uvicorn.Server(config).run(sockets=[socket.socket(fileno=told.socket)])
 
 
