@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from sloguard.cli.options import parse_engine_args
 from sloguard.engine.emulated import Emulated
 from sloguard.engine.emulator import emulator_app
 from sloguard.engine.gpu_detect import VISIBLE, visible_gpus
-from sloguard.engine.ray_cluster import CLIENT, FLAG, ray_for
+from sloguard.engine.ray_cluster import check_answers, ray_for
 from sloguard.engine.serving import check_port
 from sloguard.engine.vllm_install import find_vllm
 from sloguard.errors import MissingExtra, SpecError
@@ -28,7 +27,6 @@ from sloguard.study.choice import read_choice
 EXIT_CRASHED, EXIT_REJECTED = 1, 2
 BACKENDS = ("ray", "local")
 EMIT = "--emit-serve-config"
-REACH_S = 3.0
 CORES = "VLLM_CPU_OMP_THREADS_BIND"
 OF_CLASSES = ("--slo-classes", "--default-slo")  # other machines have no such file: they are told what is in it
 
@@ -101,7 +99,7 @@ def _ray(options: FleetOptions, flags: Mapping[str, Any], door: DoorOptions, say
     if options.emit is not None:
         _check_new(options.emit)
     elif options.ray_address is not None:
-        _check_reached(options.ray_address)
+        check_answers(options.ray_address)
     try:
         ray_for(options.ray_address)
     except MissingExtra as error:
@@ -137,19 +135,6 @@ def _check_new(file: Path) -> None:
     check_writable(EMIT, file)
     if file.exists():
         raise SpecError(EMIT, str(file), "is there already", "Remove it, or give another file.")
-
-
-def _check_reached(address: str) -> None:
-    """Raises SpecError where nobody listens: Ray would try for a minute. What is no HOST:PORT is Ray's to read."""
-    host, _, port = address.rpartition(":")
-    if address.startswith(CLIENT) or not (host and port.isdigit()):
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), REACH_S).close()
-    except (OSError, OverflowError, UnicodeError) as error:
-        raise SpecError(
-            FLAG, address, f"nobody answers there ({error})", "See `ray status` on its head node."
-        ) from error
 
 
 def _words(flags: Mapping[str, Any]) -> list[str]:

@@ -49,7 +49,8 @@ def cluster(address: str | None) -> Generator[Any]:
     if address is not None and address.startswith(CLIENT):
         fix = "Give this command on a machine of the cluster, e.g. with `ray job submit`, and `auto` as address."
         raise SpecError(FLAG, address, "is an address of Ray Client, by which nothing can be watched", fix)
-    _check_answers(address)
+    if address is not None:
+        check_answers(address)
     ray = ray_for(address)
     ending = signal.getsignal(signal.SIGTERM)
     try:
@@ -69,14 +70,14 @@ def cluster(address: str | None) -> Generator[Any]:
         ray.shutdown()
 
 
-def _check_answers(address: str | None) -> None:
-    """Ray itself tries for a minute, and says how it goes in its own words."""
-    host, _, port = (address or "").rpartition(":")
-    if not (host and port.isdigit()):
+def check_answers(address: str) -> None:
+    """Raises SpecError where nobody listens: Ray would try for a minute. What is no HOST:PORT is Ray's to read."""
+    host, _, port = address.rpartition(":")
+    if address.startswith(CLIENT) or not (host and port.isdigit()):
         return
     try:
-        socket.create_connection((host, int(port)), ANSWER_S).close()
-    except (OSError, OverflowError) as error:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+    except (OSError, OverflowError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise SpecError(FLAG, address, f"nobody answers there ({why})", "See `ray status` on the cluster.") from error
 
