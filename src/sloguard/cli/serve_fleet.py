@@ -14,7 +14,7 @@ from sloguard.cli.options import parse_engine_args
 from sloguard.engine.emulated import Emulated
 from sloguard.engine.emulator import emulator_app
 from sloguard.engine.gpu_detect import VISIBLE, visible_gpus
-from sloguard.engine.ray_cluster import check_answers, ray_for
+from sloguard.engine.ray_cluster import ray_for
 from sloguard.engine.serving import check_port
 from sloguard.engine.vllm_install import find_vllm
 from sloguard.errors import MissingExtra, SpecError
@@ -98,10 +98,8 @@ def _local(options: FleetOptions, flags: Mapping[str, Any], door: DoorOptions, s
 def _ray(options: FleetOptions, flags: Mapping[str, Any], door: DoorOptions, say: Callable[[str], None]) -> int:
     if options.emit is not None:
         _check_new(options.emit)
-    elif options.ray_address is not None:
-        check_answers(options.ray_address)
     try:
-        ray_for(options.ray_address)
+        ray_for(options.ray_address if options.emit is None else None)  # a file can be written far from the cluster
     except MissingExtra as error:
         if options.emit is None:
             raise

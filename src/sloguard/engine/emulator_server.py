@@ -21,12 +21,12 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from sloguard.engine.emulated import Emulated
 from sloguard.engine.emulator import emulator_app
 from sloguard.engine.serving import OnServing, draining
-from sloguard.plugins.board import Board, Notice, put_off_s
+from sloguard.plugins.board import Board, notice_of
 from sloguard.plugins.door import Door
 from sloguard.plugins.meters import Meters
 from sloguard.plugins.options import DoorOptions
 from sloguard.plugins.states import StateBoard
-from sloguard.sched.job import Job, Tier
+from sloguard.sched.job import Job
 from sloguard.sim.cluster import state_of
 
 LOOK_S = 0.25
@@ -59,11 +59,9 @@ class _Watch:
         if app.state.time.fault:
             return  # the door sees that nothing happens any more
         running, waiting = list(replica.running.values()), replica.queued
-        best_effort = sum(job.tier is Tier.BEST_EFFORT for job in waiting)
         begun = sum(job.first_token_s is not None for job in (*running, *waiting))  # evicted ones wait again
         started = self._ended + begun
-        promised, last_s = len(waiting) - best_effort, app.state.time.began_s + put_off_s(waiting)
-        self._board.put(Notice(monotonic(), len(running), promised, best_effort, started, last_s))
+        self._board.put(notice_of(monotonic(), len(running), waiting, started, app.state.time.began_s))
         self._meters.holds(app.state.time.now_s(), running, waiting, None)
         self._meters.kept_order(replica.stats.steps - self._steps)
         self._steps = replica.stats.steps

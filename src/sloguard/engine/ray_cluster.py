@@ -29,9 +29,11 @@ ANSWER_S = 5.0
 
 def ray_for(address: str | None) -> Any:
     """The module `ray`, not connected. Before it is first imported: a cluster of one's own (`address` None) takes
-    settings from the environment. Raises MissingExtra.
+    settings from the environment. Raises MissingExtra, and SpecError where nobody answers at an address.
     """
-    if address is None:
+    if address is not None:
+        _check_answers(address)
+    else:
         for name, value in OWN.items():
             os.environ.setdefault(name, value)
     try:
@@ -49,8 +51,6 @@ def cluster(address: str | None) -> Generator[Any]:
     if address is not None and address.startswith(CLIENT):
         fix = "Give this command on a machine of the cluster, e.g. with `ray job submit`, and `auto` as address."
         raise SpecError(FLAG, address, "is an address of Ray Client, by which nothing can be watched", fix)
-    if address is not None:
-        check_answers(address)
     ray = ray_for(address)
     ending = signal.getsignal(signal.SIGTERM)
     try:
@@ -70,8 +70,8 @@ def cluster(address: str | None) -> Generator[Any]:
         ray.shutdown()
 
 
-def check_answers(address: str) -> None:
-    """Raises SpecError where nobody listens: Ray would try for a minute. What is no HOST:PORT is Ray's to read."""
+def _check_answers(address: str) -> None:
+    """Ray itself would try for a minute. What is no HOST:PORT is Ray's to read."""
     host, _, port = address.rpartition(":")
     if address.startswith(CLIENT) or not (host and port.isdigit()):
         return

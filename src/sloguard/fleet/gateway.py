@@ -335,11 +335,11 @@ async def _until_gone(receive: Receive, answering: asyncio.Future[None]) -> None
 
 def _why_lost(asked: Asked, last: Lost | Failed) -> str:
     """For the client: how a connection broke is nothing to it, what an engine said may be."""
-    said = f" (the last one: {last})" if isinstance(last, Failed) else ""
+    told = isinstance(last, Failed)
     if asked.losses > 1:
-        return f"{asked.losses} replicas were lost under the answer{said}"
-    said = f"failed: {last}" if isinstance(last, Failed) else "ended under the answer"
-    return f"the replica {said}, and an answer of this kind can't be continued elsewhere"
+        return f"{asked.losses} replicas were lost under the answer" + (f" (the last one: {last})" if told else "")
+    what = f"failed: {last}" if told else "ended under the answer"
+    return f"the replica {what}, and an answer of this kind can't be continued elsewhere"
 
 
 def _headers(scope: Scope) -> Headers:

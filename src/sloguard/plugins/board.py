@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -34,10 +34,11 @@ class Notice:
     put_off_s: float = 0.0
 
 
-def put_off_s(waiting: Iterable[Job]) -> float:
-    """For a notice, on the clock of the jobs."""
-    put_off = (job for job in waiting if job.tier is Tier.BEST_EFFORT and (job.ttft_s or job.tpot_s))
-    return max((job.arrival_s for job in put_off), default=-inf)
+def notice_of(now_s: float, running: int, waiting: Sequence[Job], started: int, began_s: float = 0.0) -> Notice:
+    """`began_s` is when the clock of the jobs was 0."""
+    best_effort = [job for job in waiting if job.tier is Tier.BEST_EFFORT]
+    put_off_s = max((job.arrival_s for job in best_effort if job.ttft_s or job.tpot_s), default=-inf)
+    return Notice(now_s, running, len(waiting) - len(best_effort), len(best_effort), started, began_s + put_off_s)
 
 
 class Board:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sloguard.perf.batch_time import StepTime
-from sloguard.plugins.board import Board, Notice, put_off_s
+from sloguard.plugins.board import Board, notice_of
 from sloguard.plugins.ledger import Ledger
 from sloguard.plugins.meters import GAUGES_EVERY_STEPS, Meters
 from sloguard.plugins.options import Options
 from sloguard.plugins.states import StateBoard
 from sloguard.route.state import state_from
-from sloguard.sched.job import Job, Tier
+from sloguard.sched.job import Job
 from sloguard.sched.policy import Limits
 
 STATE_S = 0.01  # between two states: routers look less often
@@ -53,10 +53,7 @@ class Teller:
             self._meters.tracks(len(self._ledger.jobs))
         self._steps += 1
         if self._board is not None:
-            best_effort = sum(job.tier is Tier.BEST_EFFORT for job in waiting)
-            promised = len(waiting) - best_effort
-            started = self._ledger.started
-            self._board.put(Notice(now_s, len(running), promised, best_effort, started, put_off_s(waiting)))
+            self._board.put(notice_of(now_s, len(running), waiting, self._ledger.started))
 
     def state(
         self,

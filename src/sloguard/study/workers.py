@@ -19,7 +19,7 @@ from typing import Any
 
 from sloguard.engine.processes import GRACE_S
 from sloguard.engine.ray_cluster import cluster, cores
-from sloguard.errors import WorkerLost
+from sloguard.errors import SpecError, WorkerLost
 
 RETRIES = 3  # of a part whose process or machine is lost
 STOP_S = 2 * GRACE_S  # to end, of a worker: it may have an engine to stop
@@ -94,14 +94,20 @@ class _OnRay(Executor):
 
 
 def _as_here(directory: str, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    go_to(directory)
+    with suppress(SpecError):  # a part that reads no file needs nothing from there
+        go_to(directory)
     return fn(*args, **kwargs)
 
 
 def go_to(directory: str) -> None:
-    """Where the command is given, if this machine has that too: there paths begin, and the user's own modules lie."""
-    with suppress(OSError):
+    """Where the command is given: there paths begin, and the user's own modules lie. Raises SpecError on a machine that
+    has no such directory.
+    """
+    try:
         os.chdir(directory)
+    except OSError as error:
+        fix = "Give the command in a directory that all machines have."
+        raise SpecError("the working directory", directory, f"a machine has none ({error.strerror})", fix) from error
     if directory not in sys.path:
         sys.path.insert(0, directory)
 
