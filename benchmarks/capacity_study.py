@@ -39,9 +39,10 @@ from capacity_rows import (
 )
 from capacity_tables import RESULTS
 
+from sloguard.contract import allowed_misses
 from sloguard.errors import LogError, SpecError
 from sloguard.report.files import write_text_atomic
-from sloguard.sim.capacity import TARGET, TOLERANCE, Bracket, allowed_misses, search
+from sloguard.sim.capacity import TARGET, TOLERANCE, Bracket, search
 from sloguard.sim.oracle import upper_bound
 from sloguard.study.capacity import Capacity, Probe, Question, find_capacities, to_json
 from sloguard.study.jsonl import JsonLog

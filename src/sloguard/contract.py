@@ -1,7 +1,8 @@
 """One contract judges the simulator's timelines and the wire's alike.
 
 Two kinds of promise, never mixed: a per-request SLO (`StageSLO`) is held against one request (`judge_request`);
-a population limit such as p99(TTFT) <= 500 ms is held against a whole run (`Contract.judge`).
+a population limit such as p99(TTFT) <= 500 ms is held against a whole run (`Contract.judge`). A contract may ask for
+both: a share of requests that keep every SLO of their own, and limits on the population.
 """
 
 from __future__ import annotations
@@ -112,14 +113,56 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
+class Attained:
+    """How many requests of a run kept every promise of their own, and the share of them (`target`) that has to."""
+
+    met: int
+    offered: int
+    target: float
+
+    @property
+    def share(self) -> float:
+        return self.met / self.offered if self.offered else 0.0
+
+    @property
+    def judgement(self) -> Judgement:
+        return (
+            Judgement.MET if self.offered - self.met <= allowed_misses(self.offered, self.target) else Judgement.MISSED
+        )
+
+    @property
+    def excess(self) -> float:
+        """log(share that missed / share that may miss): dimensionless. Half a request stands for none."""
+        least = 0.5 / max(self.offered, 1)
+        return float(np.log(max(1 - self.share, least) / max(1 - self.target, least)))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Where the share lies with 95 % confidence (Wilson 1927): requests of one run are not independent, so it is
+        narrower than the truth under bursts.
+        """
+        n, z = max(self.offered, 1), 1.96
+        centre = (self.share + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * float(np.sqrt(self.share * (1 - self.share) / n + z * z / (4 * n * n)))
+        return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def allowed_misses(requests: int, target: float) -> int:
+    """How many of `requests` may miss at most. The slack keeps 0.1 * 300 from being 29 in binary."""
+    return int((1 - target) * requests + 1e-9)
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     checks: tuple[Check, ...]
     completed: int
+    attained: Attained | None = None
 
     @property
     def judgement(self) -> Judgement:
         served = Judgement.MET if self.completed else Judgement.UNKNOWN
-        return worst([served, *(check.judgement for check in self.checks)])
+        kept = [self.attained.judgement] if self.attained else []
+        return worst([served, *kept, *(check.judgement for check in self.checks)])
 
     @property
     def met(self) -> bool:
@@ -133,9 +176,12 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """What a whole run must keep. Without limits it is met by any run in which at least one request completed."""
+    """What a whole run must keep: the limits, and, where `attainment` is given, so large a share of requests keeps all
+    SLOs of its own. Without either it is met by any run in which at least one request completed.
+    """
 
     limits: tuple[Limit, ...] = ()
+    attainment: float | None = None
 
     def tightest_s(self, metric: Metric) -> float | None:
         """The smallest limit on `metric`, None where there is none."""
@@ -143,7 +189,11 @@ class Contract:
 
     def judge(self, timelines: Sequence[Timeline]) -> Verdict:
         checks = tuple(self._check(limit, timelines) for limit in self.limits)
-        return Verdict(checks, sum(t.end is End.COMPLETED for t in timelines))
+        completed = sum(t.end is End.COMPLETED for t in timelines)
+        if self.attainment is None:
+            return Verdict(checks, completed)
+        met = sum(judge_request(t) is Judgement.MET for t in timelines)
+        return Verdict(checks, completed, Attained(met, len(timelines), self.attainment))
 
     @staticmethod
     def _check(limit: Limit, timelines: Sequence[Timeline]) -> Check:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sloguard.contract import Check, Limit, Metric, Verdict
+from sloguard.contract import Attained, Check, Limit, Metric, Verdict
 from sloguard.crash import Crash
 from sloguard.metrics import Summary
 from sloguard.slo import Judgement
@@ -51,10 +52,70 @@ class Config(Mapping[str, Value]):
 
 
 @dataclass(frozen=True, slots=True)
+class Leg:
+    """One rate [requests/s] offered to a started engine. One that failed may have been ended early, as soon as it could
+    not pass any more. `excess` is by how much the promise furthest from kept was missed: dimensionless, <= 0 when met.
+    """
+
+    rate: float
+    passed: bool
+    met: int
+    offered: int
+    drained: bool
+    excess: float
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What the search for the largest rate that keeps the contract found within one start: its legs, in order.
+
+    `to_beat` is the rate that the best config so far keeps; `tolerance` how narrow the bracket was to become.
+    """
+
+    legs: tuple[Leg, ...]
+    tolerance: float
+    to_beat: float | None = None
+
+    @property
+    def low(self) -> float:
+        """The largest rate that passed, 0 where none did."""
+        return max((leg.rate for leg in self.legs if leg.passed), default=0.0)
+
+    @property
+    def high(self) -> float:
+        """The smallest rate that failed, inf where none did."""
+        return min((leg.rate for leg in self.legs if not leg.passed), default=math.inf)
+
+    @property
+    def dropped(self) -> bool:
+        """Given up because it can't beat the best so far: what it would have kept is not known."""
+        return self.to_beat is not None and self.high <= self.to_beat
+
+    @property
+    def resolved(self) -> bool:
+        return self.low > 0 and self.high <= self.low * (1 + self.tolerance) * (1 + 1e-9)
+
+    def to_json(self) -> dict[str, Any]:
+        legs = [{**asdict(leg), "excess": None if leg.excess == math.inf else leg.excess} for leg in self.legs]
+        high = None if self.high == math.inf else self.high
+        told = {"low": self.low, "high": high, "dropped": self.dropped, "resolved": self.resolved}  # for readers
+        return {**told, "to_beat": self.to_beat, "tolerance": self.tolerance, "legs": legs}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Capacity:
+        legs: list[dict[str, Any]] = [dict(leg) for leg in data["legs"]]
+        for leg in legs:
+            leg["excess"] = math.inf if leg["excess"] is None else leg["excess"]
+        return Capacity(tuple(Leg(**leg) for leg in legs), data["tolerance"], data["to_beat"])
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """The engine started and was loaded; `verdict` says whether the contract held.
 
-    `effective` is what the engine said it runs, where it said so; `notes` what a reader of the figures must know.
+    `effective` is what the engine said it runs, where it said so; `notes` what a reader of the figures must know. Where
+    a `capacity` was searched for, summary and verdict are those of the largest rate that passed, or of the smallest
+    that was tried where none did.
     """
 
     summary: Summary
@@ -62,6 +123,7 @@ class Measured:
     startup_s: float
     effective: dict[str, Value] = field(default_factory=dict[str, Value])
     notes: tuple[str, ...] = ()
+    capacity: Capacity | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +160,30 @@ class Avoided:
 
 
 @dataclass(frozen=True, slots=True)
+class Ask:
+    """What a trial is asked beyond its config. `to_beat` is the rate [requests/s] that the best config so far keeps,
+    `near` where to begin a search without one, `turn` which arrivals are offered: 0 those that every config meets, the
+    others are held out for measuring again.
+    """
+
+    to_beat: float | None = None
+    near: float | None = None
+    turn: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Proposal:
-    """What to try next. `config` is recorded and learnt from; `run` is what the engine is given."""
+    """What to try next. `config` is recorded and learnt from; `run` is what the engine is given. `recheck` is the
+    number of the trial that is measured again.
+    """
 
     proposed: Config
     config: Config
     repairs: tuple[str, ...] = ()
     avoided: tuple[Avoided, ...] = ()
     refused: str | None = None
+    ask: Ask = Ask()
+    recheck: int | None = None
 
     @property
     def run(self) -> Config:
@@ -119,6 +197,8 @@ class Proposal:
             "repairs": list(self.repairs),
             "avoided": [avoided.to_json() for avoided in self.avoided],
             "refused": self.refused,
+            "ask": asdict(self.ask),
+            "recheck": self.recheck,
         }
 
     @staticmethod
@@ -130,6 +210,8 @@ class Proposal:
             tuple(data["repairs"]),
             tuple(map(Avoided.from_json, data["avoided"])),
             data["refused"],
+            Ask(**data.get("ask", {})),
+            data.get("recheck"),
         )
 
 
@@ -139,7 +221,8 @@ class Trial:
     optimizers learn from `config`.
 
     `cost_s` is what the trial took: virtual seconds on a simulated engine, wall clock on a real one. `repairs` says
-    what was changed and why; `avoided` what was refused before this trial, at no cost.
+    what was changed and why; `avoided` what was refused before this trial, at no cost; `recheck` is the number of the
+    trial that was measured again, under other arrivals.
     """
 
     number: int
@@ -149,10 +232,15 @@ class Trial:
     cost_s: float
     repairs: tuple[str, ...] = ()
     avoided: tuple[Avoided, ...] = ()
+    recheck: int | None = None
 
     @property
     def feasible(self) -> bool:
         return isinstance(self.outcome, Measured) and self.outcome.verdict.met
+
+    @property
+    def capacity(self) -> Capacity | None:
+        return self.outcome.capacity if isinstance(self.outcome, Measured) else None
 
     @property
     def overrides(self) -> Config:
@@ -168,6 +256,7 @@ class Trial:
             "cost_s": self.cost_s,
             "repairs": list(self.repairs),
             "avoided": [avoided.to_json() for avoided in self.avoided],
+            **({} if self.recheck is None else {"recheck": self.recheck}),
         }
 
     @staticmethod
@@ -181,6 +270,7 @@ class Trial:
             cost_s=float(data["cost_s"]),
             repairs=tuple(data["repairs"]),
             avoided=tuple(map(Avoided.from_json, data["avoided"])),
+            recheck=data.get("recheck"),
         )
 
 
@@ -195,6 +285,8 @@ def _outcome_to_json(outcome: Outcome) -> dict[str, Any]:
                 "startup_s": outcome.startup_s,
                 "effective": outcome.effective,
                 "notes": list(outcome.notes),
+                **({"attained": asdict(attained)} if (attained := outcome.verdict.attained) else {}),
+                **({"capacity": outcome.capacity.to_json()} if outcome.capacity else {}),
             }
         case Crashed():
             return {"kind": "crashed", **asdict(outcome.crash)}
@@ -207,8 +299,10 @@ def _outcome_from_json(data: Mapping[str, Any]) -> Outcome:
         case "measured":
             summary = Summary.from_json(dict(data["summary"]))
             checks = tuple(_check_from_json(check) for check in data["checks"])
-            verdict = Verdict(checks, summary.completed)
-            return Measured(summary, verdict, data["startup_s"], data["effective"], tuple(data["notes"]))
+            attained = Attained(**data["attained"]) if "attained" in data else None
+            verdict = Verdict(checks, summary.completed, attained)
+            capacity = Capacity.from_json(data["capacity"]) if "capacity" in data else None
+            return Measured(summary, verdict, data["startup_s"], data["effective"], tuple(data["notes"]), capacity)
         case "crashed":
             return Crashed(Crash(**{k: v for k, v in data.items() if k != "kind"}))
         case "refused":

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sloguard.contract import allowed_misses
 from sloguard.request import End, Request, Stage, Timeline
-from sloguard.sim.capacity import DRAIN_S, Bracket, Misses, allowed_misses, drained, search
+from sloguard.sim.capacity import DRAIN_S, Bracket, Misses, drained, search
 from sloguard.slo import StageSLO, TpotRule
 
 

@@ -20,18 +20,34 @@ MISS_CAP = 5.0  # log(measured / limit) = 5 is a miss by a factor of 148; beyond
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What is optimised: `goodput` (token goodput, maximised) or `latency` (mean end-to-end latency, minimised)."""
+    """What is optimised: `capacity` (largest rate that keeps the contract, maximised), `goodput` (token goodput at a
+    given rate, maximised) or `latency` (mean end-to-end latency at a given rate, minimised).
+    """
 
     objective: str = "goodput"
 
     def score(self, trial: Trial) -> float | None:
-        """The objective as a number to maximise; None unless the trial was measured and has it."""
+        """The objective as a number to maximise; None unless the trial was measured and has it. The capacity of a trial
+        that was dropped is not known.
+        """
         if not isinstance(trial.outcome, Measured):
             return None
+        if self.objective == "capacity":
+            return trial.capacity.low if trial.capacity and trial.capacity.low > 0 else None
         summary = trial.outcome.summary
         if self.objective == "goodput":
             return summary.token_goodput
         return None if summary.e2el_s.mean is None else -summary.e2el_s.mean
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """Trials of another study over much the same knobs: of a simulation, or of another GPU, model or version. What they
+    say of this problem may be wrong.
+    """
+
+    name: str
+    trials: Sequence[Trial]
 
 
 def taught(history: Sequence[Trial]) -> list[Trial]:
@@ -42,9 +58,10 @@ def taught(history: Sequence[Trial]) -> list[Trial]:
 def constraints(trial: Trial) -> tuple[float, ...]:
     """Dimensionless, one per SLO then one for the crash; <= 0 is met. A run that did not happen violates all."""
     if isinstance(trial.outcome, Measured):
-        checks = trial.outcome.verdict.checks
-        served = 0.0 if trial.outcome.verdict.completed else MISS_CAP
-        return (*(min(check.excess, MISS_CAP) for check in checks), served)
+        verdict = trial.outcome.verdict
+        served = 0.0 if verdict.completed else MISS_CAP
+        attained = [verdict.attained.excess] if verdict.attained else []
+        return (*(min(excess, MISS_CAP) for excess in (*(c.excess for c in verdict.checks), *attained)), served)
     return (CRASH_VIOLATION,)
 
 
@@ -102,10 +119,13 @@ class Optimizer(Protocol):
 @dataclass(frozen=True, slots=True)
 class Problem:
     """What an optimizer is built with: the space, the goal, how many trials it will get in all, and how a proposal is
-    repaired before it runs (deterministic, idempotent, ends inside the space).
+    repaired before it runs (deterministic, idempotent, ends inside the space). Where the budget is `timed`, trials that
+    take less of it are worth more.
     """
 
     space: Space
     goal: Goal
     budget: int
     repair: Callable[[Config], Config]
+    earlier: tuple[Earlier, ...] = ()
+    timed: bool = False

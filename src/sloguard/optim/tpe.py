@@ -91,7 +91,8 @@ def told_constraints(trial: Trial) -> dict[str, float]:
     values = constraints(trial)
     total = sum(max(0.0, value) for value in values)
     scale = violation(trial) / total if total > 0 else 1.0
-    names = [*(str(check.limit) for check in trial.outcome.verdict.checks), "serves"]
+    verdict = trial.outcome.verdict
+    names = [*(str(check.limit) for check in verdict.checks), *(["attained"] if verdict.attained else []), "serves"]
     return {name: value * scale for name, value in zip(names, values, strict=True)}
 
 

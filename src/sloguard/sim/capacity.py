@@ -98,8 +98,3 @@ class Misses:
         """Told of each request as it ends; True once the run can be ended."""
         self.missed += judge_request(timeline, self.rule) is not Judgement.MET
         return self.missed > self.allowed
-
-
-def allowed_misses(requests: int, target: float) -> int:
-    """How many of `requests` may miss at most. The slack keeps 0.1 * 300 from being 29 in binary."""
-    return int((1 - target) * requests + 1e-9)

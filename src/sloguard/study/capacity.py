@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass, field, fields
 from math import inf
 from typing import Any
 
+from sloguard.contract import allowed_misses
 from sloguard.errors import LogError
-from sloguard.sim.capacity import Bracket, Misses, allowed_misses, drained, search
+from sloguard.sim.capacity import Bracket, Misses, drained, search
 from sloguard.study.sim_spec import SimSpec
 from sloguard.study.simulation import first_guess, requests_of, run, step_times
 from sloguard.study.workers import workers
