@@ -1,8 +1,8 @@
-"""What every engine does: run one configuration under one list of requests."""
+"""What every engine does: start with one configuration, serve the loads of a plan, stop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -16,18 +16,76 @@ from sloguard.trial import Config, Value
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """One engine start and one load. `effective` holds the knobs that the engine says it runs with, where it says so;
-    `notes` what a reader of the figures must know, such as output lengths that could not be forced.
-
-    `cost_s` is start-up, load and stop together: virtual seconds on a simulated engine, wall clock on a real one.
+class Load:
+    """Requests for a started engine, offered at their arrival times. `seed` tells their prompts from those of other
+    loads; `rate` is what they were built for [requests/s], None where nobody asked for one. `stop_when`, told of each
+    request as it ends, ends the load early: what is unfinished then is CANCELLED.
     """
 
-    timelines: list[Timeline]
+    requests: Sequence[Request]
+    seed: int = 0
+    rate: float | None = None
+    stop_when: Callable[[Timeline], bool] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """The loads of one start: `loads` yields what to offer next and is sent what became of it; between two loads the
+    engine is idle. `seed` tells this start from others of the same config: on a simulated engine, by its noise.
+    """
+
+    loads: Generator[Load, Sequence[Timeline], None]
+    seed: int = 0
+
+
+def once(requests: Sequence[Request], seed: int = 0) -> LoadPlan:
+    """The plan of one load."""
+
+    def loads() -> Generator[Load, Sequence[Timeline], None]:
+        yield Load(requests, seed)
+
+    return LoadPlan(loads(), seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A load and what became of each of its requests, in their order."""
+
+    load: Load
+    timelines: Sequence[Timeline]
+
+
+def follow(plan: LoadPlan, offer: Callable[[Load], Sequence[Timeline]]) -> tuple[Served, ...]:
+    """Offers the loads of `plan`, one after another."""
+    served: list[Served] = []
+    load = next(plan.loads, None)
+    while load is not None:
+        served.append(Served(load, offer(load)))
+        try:
+            load = plan.loads.send(served[-1].timelines)
+        except StopIteration:
+            load = None
+    return tuple(served)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One engine start and its loads. `effective` holds the knobs that the engine says it runs with, where it says so;
+    `notes` what a reader of the figures must know, such as output lengths that could not be forced.
+
+    `cost_s` is start-up, loads and stop together: virtual seconds on a simulated engine, wall clock on a real one.
+    """
+
+    served: tuple[Served, ...]
     startup_s: float
     cost_s: float
     effective: dict[str, Value] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def timelines(self) -> list[Timeline]:
+        """Of all loads."""
+        return [timeline for one in self.served for timeline in one.timelines]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +172,8 @@ class Engine(Protocol):
         """
         ...
 
-    def run(
-        self, config: Config, requests: Sequence[Request], trial_dir: Path, on_phase: OnPhase = ignore_phase
-    ) -> Run:
-        """Starts the engine with `config`, offers `requests` at their arrival times, stops the engine.
+    def run(self, config: Config, plan: LoadPlan, trial_dir: Path, on_phase: OnPhase = ignore_phase) -> Run:
+        """Starts the engine with `config`, offers the loads of `plan` (see `follow`), stops the engine.
 
         Logs and raw results go under `trial_dir`, which exists and is empty. `on_phase` is told "starting", "loading"
         (with figures, where there are any) and "stopping" as they begin.

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sloguard.crash import Evidence
-from sloguard.engine.base import EngineSetup, Facts, OnPhase, Run, Timeouts, ignore_phase
+from sloguard.engine.base import EngineSetup, Facts, Load, LoadPlan, OnPhase, Run, Timeouts, follow, ignore_phase
 from sloguard.engine.http_probe import ask, served_models
 from sloguard.engine.loading import WARMUP_REQUESTS, offer_load
 from sloguard.errors import EngineCrash, SpecError
 from sloguard.load.target import Target
-from sloguard.request import End, Request
+from sloguard.request import End, Timeline
 from sloguard.space.space import Space
 from sloguard.trial import Config
 
@@ -30,14 +30,13 @@ class EndpointEngine:
         model: str,
         *,
         api_key: str | None = None,
-        seed: int = 0,
         warmup: int = WARMUP_REQUESTS,
         timeouts: Timeouts | None = None,
     ) -> None:
         """Raises SpecError where the URL can't be used, nobody answers there, or the model isn't served."""
         self.target = Target(base_url, model, api_key=api_key)
         self.timeouts = timeouts or Timeouts()
-        self._seed, self._warmup = seed, warmup
+        self._warmup = warmup
         self._check_model()
         self._version = self._ask_version()
 
@@ -59,7 +58,7 @@ class EndpointEngine:
             raise SpecError(
                 "--engine-arg", name, "a running server can't be configured", "Drop it, or use --engine vllm."
             )
-        return cls(setup.base_url, setup.model, api_key=setup.api_key, seed=setup.seed, timeouts=setup.timeouts)
+        return cls(setup.base_url, setup.model, api_key=setup.api_key, timeouts=setup.timeouts)
 
     def default_config(self) -> Config:
         return Config()
@@ -86,22 +85,24 @@ class EndpointEngine:
             "version": self._version or "unknown",
         }
 
-    def run(
-        self, config: Config, requests: Sequence[Request], trial_dir: Path, on_phase: OnPhase = ignore_phase
-    ) -> Run:
-        """Offers `requests`. Raises EngineCrash (phase load) where the server is gone afterwards."""
+    def run(self, config: Config, plan: LoadPlan, trial_dir: Path, on_phase: OnPhase = ignore_phase) -> Run:
+        """Offers the loads. Raises EngineCrash (phase load) where the server is gone after one."""
         if config:
             fix = "Use --engine vllm to try configurations."
             raise SpecError("config", dict(config), "a running server can't be configured", fix)
         began_s = time.monotonic()
-        offered = offer_load(
-            self.target, requests, seed=self._seed, warmup=self._warmup, timeouts=self.timeouts, on_phase=on_phase
-        )
-        cost_s = time.monotonic() - began_s
-        errors = {t.error for t in offered.timelines if t.end is End.FAILED}
-        if errors and not self._is_there():
-            raise EngineCrash(Evidence("load", log_tail="\n".join(sorted(errors))), cost_s)
-        return Run(list(offered.timelines), startup_s=0.0, cost_s=cost_s, notes=offered.notes)
+        notes: list[str] = []
+
+        def offered(load: Load) -> Sequence[Timeline]:
+            offered = offer_load(self.target, load, warmup=self._warmup, timeouts=self.timeouts, on_phase=on_phase)
+            errors = {t.error for t in offered.timelines if t.end is End.FAILED}
+            if errors and not self._is_there():
+                raise EngineCrash(Evidence("load", log_tail="\n".join(sorted(errors))), time.monotonic() - began_s)
+            notes.extend(offered.notes)
+            return offered.timelines
+
+        served = follow(plan, offered)
+        return Run(served, startup_s=0.0, cost_s=time.monotonic() - began_s, notes=tuple(dict.fromkeys(notes)))
 
     def _check_model(self) -> None:
         url, model = self.target.base_url, self.target.model

@@ -1,17 +1,26 @@
 """The simulated engine: vLLM's start-up, memory, scheduling and step times in virtual time. Nothing here is a real GPU.
 
-A run is a function of (seed, config, requests): the same trial gives the same timelines, crash and cost on any machine.
+A run is a function of (seed, config, loads): the same trial gives the same timelines, crash and cost on any machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from sloguard.crash import Evidence
-from sloguard.engine.base import EnginePolicy, EngineSetup, Facts, OnPhase, Run, Timeouts, ignore_phase
+from sloguard.engine.base import (
+    EnginePolicy,
+    EngineSetup,
+    Facts,
+    Load,
+    LoadPlan,
+    OnPhase,
+    Run,
+    Timeouts,
+    follow,
+    ignore_phase,
+)
 from sloguard.engine.lend import serve_command
 from sloguard.engine.model_files import find_model_shape
 from sloguard.errors import EngineCrash, SpecError
@@ -19,8 +28,8 @@ from sloguard.perf.batch_time import BatchTime
 from sloguard.perf.coefficients import batch_time, coefficients_for
 from sloguard.perf.gpus import GIB, Gpu, gpu_named
 from sloguard.perf.model_shape import ModelShape
-from sloguard.registry import load
-from sloguard.request import Request, Timeline
+from sloguard.registry import load as load_class
+from sloguard.request import Timeline
 from sloguard.rng import stream
 from sloguard.sched.fcfs import Fcfs
 from sloguard.sched.kv import KvCache
@@ -128,16 +137,14 @@ class SimulatedEngine:
             **({"policy": self.policy.written({})} if self.policy else {}),
         }
 
-    def run(
-        self, config: Config, requests: Sequence[Request], trial_dir: Path, on_phase: OnPhase = ignore_phase
-    ) -> Run:
+    def run(self, config: Config, plan: LoadPlan, trial_dir: Path, on_phase: OnPhase = ignore_phase) -> Run:
         config, options = of_policy(config)
         values = self._defaults.replace(**config)
         settings = read_settings(values)
         on_phase("starting")
         # Named by the values that run, so that a knob written out at its default changes nothing.
-        rng = stream(self.seed, "simulated engine", repr(values))
-        policy = self._policy(options)
+        rng = stream(self.seed, "simulated engine", repr(values), plan.seed)
+        self._policy(options)  # options that it doesn't take are said before anything is simulated
         begun = start(
             settings,
             self.model,
@@ -150,24 +157,24 @@ class SimulatedEngine:
         if begun.failure is not None:
             raise self._crash(begun, begun.failure, trial_dir)
         on_phase("loading")
-        timelines = self._serve(settings, begun, requests, policy, rng)
+        scale = jitter(rng, self.noise)
+        served = follow(plan, lambda load: self._serve(settings, begun, load, self._policy(options), scale))
         on_phase("stopping")
-        cost_s = begun.startup_s + _last_s(timelines) + STOP_S
+        cost_s = begun.startup_s + sum(_last_s(one.timelines) for one in served) + STOP_S
         effective = {**values, "kv_cache_tokens": begun.memory.kv_blocks * settings.block_size}
         if settings.graph_sizes:
             effective["max_cudagraph_capture_size"] = settings.graph_sizes[-1]
-        return Run(timelines, begun.startup_s, cost_s, effective)
+        return Run(served, begun.startup_s, cost_s, effective)
 
     def _serve(
         self,
         settings: Settings,
         begun: Start,
-        requests: Sequence[Request],
+        load: Load,
         policy: Policy,
-        rng: np.random.Generator,
+        scale: Iterator[float],
     ) -> list[Timeline]:
         step_time = self.step_time(settings)
-        scale = jitter(rng, self.noise)
 
         def replica(kernel: Kernel, on_tokens: OnTokens, on_decline: OnDecline) -> Replica:
             kv = KvCache(begun.memory.kv_blocks, settings.block_size, settings.enable_prefix_caching)
@@ -185,13 +192,14 @@ class SimulatedEngine:
                 pace_from_first=True,
             )
 
-        return simulate(requests, replica, request_timeout_s=self.timeouts.request_s)
+        timeout_s = self.timeouts.request_s
+        return simulate(load.requests, replica, request_timeout_s=timeout_s, stop_when=load.stop_when)
 
     def _policy(self, options: Mapping[str, Value]) -> Policy:
         """vLLM's own unless another was asked for."""
         if self.policy is None:
             return Fcfs()
-        return load(POLICIES, self.policy.name, "--policy", "plan")(**self.policy.options, **options)
+        return load_class(POLICIES, self.policy.name, "--policy", "plan")(**self.policy.options, **options)
 
     def step_time(self, settings: Settings) -> BatchTime:
         """Fewer bytes of weights or KV are read faster in proportion; the arithmetic stays in 16 bit."""
@@ -234,5 +242,5 @@ def _defaults(model: ModelShape, gpu: Gpu, fixed: Mapping[str, Value]) -> Config
 
 
 def _last_s(timelines: Sequence[Timeline]) -> float:
-    """When the load is over: the end of the last request."""
-    return max((t.last_s for t in timelines), default=0.0)
+    """When the load is over: the end of the last request, of those that were sent."""
+    return max((t.last_s for t in timelines if t.sent_s is not None), default=0.0)

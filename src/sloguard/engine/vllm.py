@@ -21,7 +21,18 @@ from typing import Any
 import psutil
 
 from sloguard.engine import gpu_memory
-from sloguard.engine.base import EnginePolicy, EngineSetup, Facts, OnPhase, Run, Timeouts, ignore_phase
+from sloguard.engine.base import (
+    EnginePolicy,
+    EngineSetup,
+    Facts,
+    Load,
+    LoadPlan,
+    OnPhase,
+    Run,
+    Timeouts,
+    follow,
+    ignore_phase,
+)
 from sloguard.engine.gpu_detect import detect_gpu
 from sloguard.engine.lend import check_hooks, lent_environment, refuse_ours, scheduler_arguments, serve_command
 from sloguard.engine.loading import WARMUP_REQUESTS, offer_load
@@ -35,7 +46,7 @@ from sloguard.load.promises import promise_fields
 from sloguard.load.prompts import no_extra
 from sloguard.load.target import Target
 from sloguard.perf.gpus import GpuFacts, gpu_named
-from sloguard.request import Request
+from sloguard.request import Timeline
 from sloguard.space.flags import count_of, flag_names, parse_effective, to_flags
 from sloguard.space.policies import of_policy
 from sloguard.space.space import Space
@@ -90,7 +101,6 @@ class VllmEngine:
         fixed: Mapping[str, Value] | None = None,
         tensor_parallel: int = 1,
         gpu: str | None = None,
-        seed: int = 0,
         warmup: int = WARMUP_REQUESTS,
         timeouts: Timeouts | None = None,
         env: Mapping[str, str] | None = None,
@@ -107,7 +117,7 @@ class VllmEngine:
             refuse_ours(self.fixed)
             check_hooks(self.install)
             self._extra_env |= lent_environment(self.install, state_dir())
-        self._seed, self._warmup = seed, warmup
+        self._warmup = warmup
         self._ended = reap_orphans()  # what they held of the GPU is not part of a clean device
         self._baseline = gpu_memory.settled_bytes(GPU_RELEASE_S) if self._ended else gpu_memory.used_bytes()
 
@@ -124,7 +134,6 @@ class VllmEngine:
             fixed=setup.fixed,
             tensor_parallel=setup.tensor_parallel,
             gpu=setup.gpu,
-            seed=setup.seed,
             timeouts=setup.timeouts,
             policy=setup.policy,
         )
@@ -189,15 +198,13 @@ class VllmEngine:
         self._refuse_twice(config)
         return serve_command(self.install.user_argv(self.model), self.model, self.fixed, config, self.policy)
 
-    def run(
-        self, config: Config, requests: Sequence[Request], trial_dir: Path, on_phase: OnPhase = ignore_phase
-    ) -> Run:
+    def run(self, config: Config, plan: LoadPlan, trial_dir: Path, on_phase: OnPhase = ignore_phase) -> Run:
         """See `Engine.run`. Leaves `engine.log` (both streams of the server) and `run.json` in `trial_dir`."""
         began_s = time.monotonic()
         ended, self._ended = [*self._ended, *reap_orphans()], []
         record: dict[str, Any] = {"orphans_ended": [orphan.trial_dir for orphan in ended]}
         try:
-            return self._trial(config, requests, trial_dir, on_phase, began_s, record)
+            return self._trial(config, plan, trial_dir, on_phase, began_s, record)
         except Died as died:
             record["crashed_during"] = died.evidence.phase
             raise EngineCrash(died.evidence, time.monotonic() - began_s) from None
@@ -208,7 +215,7 @@ class VllmEngine:
     def _trial(
         self,
         config: Config,
-        requests: Sequence[Request],
+        plan: LoadPlan,
         trial_dir: Path,
         on_phase: OnPhase,
         began_s: float,
@@ -216,11 +223,20 @@ class VllmEngine:
     ) -> Run:
         with self.serving(config, trial_dir, on_phase, record) as (server, model):
             startup_s = record["startup_s"] = time.monotonic() - began_s
-            offered = self._load(server, model, requests, on_phase)
-            record |= {"load_s": time.monotonic() - began_s - startup_s, "notes": list(offered.notes)}
-            server.check_after_load(model, offered.timelines)
+            notes: list[str] = []
+
+            def offered(load: Load) -> Sequence[Timeline]:
+                offered = self._load(server, model, load, on_phase)
+                notes.extend(offered.notes)
+                server.check_after_load(model, offered.timelines)
+                return offered.timelines
+
+            try:
+                served = follow(plan, offered)
+            finally:
+                record |= {"load_s": time.monotonic() - began_s - startup_s, "notes": list(dict.fromkeys(notes))}
         effective = parse_effective((trial_dir / LOG).read_text(encoding="utf-8", errors="replace"))
-        return Run(list(offered.timelines), startup_s, time.monotonic() - began_s, effective, _notes(offered, record))
+        return Run(served, startup_s, time.monotonic() - began_s, effective, _notes(record))
 
     @contextlib.contextmanager
     def serving(
@@ -274,11 +290,10 @@ class VllmEngine:
             fix = "They are stuck in the kernel: see them with ps, or restart the machine."
             raise SpecError("--engine", f"processes {survivors}", "did not end on SIGKILL", fix)
 
-    def _load(self, server: VllmServer, model: str, requests: Sequence[Request], on_phase: OnPhase) -> Offered:
+    def _load(self, server: VllmServer, model: str, load: Load, on_phase: OnPhase) -> Offered:
         return offer_load(
             Target(server.base_url, model),
-            requests,
-            seed=self._seed,
+            load,
             warmup=self._warmup,
             timeouts=self.timeouts,
             on_phase=on_phase,
@@ -319,9 +334,9 @@ def server_environment(install: VllmInstall) -> dict[str, str]:
     return env
 
 
-def _notes(offered: Offered, record: Mapping[str, Any]) -> tuple[str, ...]:
+def _notes(record: Mapping[str, Any]) -> tuple[str, ...]:
     dirty = record["gpu_dirty_bytes"]
-    return (*offered.notes, *([f"GPU memory was still taken before the start: {dirty} bytes"] if dirty else []))
+    return (*record["notes"], *([f"GPU memory was still taken before the start: {dirty} bytes"] if dirty else []))
 
 
 def checked_model(model: str) -> str:

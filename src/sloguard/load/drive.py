@@ -63,6 +63,7 @@ def offer(
     extra: Extra = no_extra,
     on_progress: OnProgress | None = None,
     abort_when: Callable[[], bool] | None = None,
+    stop_when: Callable[[Timeline], bool] | None = None,
 ) -> Offered:
     """Sends every request at its `arrival_s` after the start of the run and returns what happened to each.
 
@@ -73,6 +74,7 @@ def offer(
 
     `abort_when` says that the server is the caller's own and has died: what is unfinished ends FAILED. With it, a
     server that does not answer at all gives FAILED timelines too; without it, that is a SpecError naming the URL.
+    `stop_when`, told of each request as it ends, ends the run: what is unfinished, or was not sent, ends CANCELLED.
     """
     if not requests:
         return Offered((), ())
@@ -86,11 +88,13 @@ def offer(
             return Offered(tuple(_unsent(r, End.FAILED, f"the server {reason}") for r in requests), ())
         if warmup:
             warm = [_warmup_request(requests[i % len(requests)], i) for i in range(warmup)]
-            _Run(client, _jobs(target, abilities, warm, seed, extra), request_timeout_s, None, None, abort_when).go()
+            _Run(
+                client, _jobs(target, abilities, warm, seed, extra), request_timeout_s, None, None, abort_when, None
+            ).go()
         jobs = _jobs(target, abilities, requests, seed, extra)
         with _collector_paused():
             _prewarm(client, [r.arrival_s for r in requests])
-            _Run(client, jobs, request_timeout_s, deadline_s, on_progress, abort_when).go()
+            _Run(client, jobs, request_timeout_s, deadline_s, on_progress, abort_when, stop_when).go()
     return Offered(tuple(job.timeline() for job in jobs), (*notes, *_notes(jobs, abilities)))
 
 
@@ -152,6 +156,7 @@ class _Run:
         deadline_s: float | None,
         on_progress: OnProgress | None,
         abort_when: Callable[[], bool] | None,
+        stop_when: Callable[[Timeline], bool] | None,
     ) -> None:
         self._client = client
         self._jobs = jobs
@@ -159,6 +164,8 @@ class _Run:
         self._deadline_s = float("inf") if deadline_s is None else deadline_s
         self._on_progress = on_progress
         self._abort_when = abort_when
+        self._stop_when = stop_when
+        self._stopped = False
         self._waiting = deque(sorted(jobs, key=lambda job: job.request.arrival_s))
         self._under_way: dict[int, tuple[_Job, Exchange]] = {}
         self._expiries: deque[tuple[float, int]] = deque()  # sorted, for every exchange is given the same time
@@ -178,7 +185,9 @@ class _Run:
             now_s = perf_counter()
             next_due_s = self._send_due(now_s)
             now_s = perf_counter()
-            if now_s >= stop_s:
+            if self._stopped:
+                self._end_all(End.CANCELLED, "the run was ended", End.CANCELLED)
+            elif now_s >= stop_s:
                 self._end_all(End.TIMED_OUT, "the run's deadline passed", End.CANCELLED)
             elif now_s >= next_abort_check_s:
                 next_abort_check_s = now_s + ABORT_CHECK_S
@@ -238,6 +247,8 @@ class _Run:
             answer.payload = b""
         self._ends[end] += 1
         self._recent.append(job)
+        if self._stop_when is not None and not self._stopped:
+            self._stopped = self._stop_when(job.timeline())
 
     def _expire(self, now_s: float) -> None:
         while self._expiries and self._expiries[0][0] <= now_s:

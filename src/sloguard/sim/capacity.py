@@ -50,6 +50,11 @@ def search(
     `rates` are the least and the greatest rate to look at; without them the search widens from `guess`.
     """
     bracket = yield from (_widen(guess) if rates is None else _within(*rates))
+    return (yield from narrow(bracket, tolerance))
+
+
+def narrow(bracket: Bracket, tolerance: float) -> Generator[float, bool, Bracket]:
+    """Halves the gap (in ratio) until `high <= low * (1 + tolerance)`."""
     while bracket.found and bracket.high > bracket.low * (1 + tolerance):
         middle = sqrt(bracket.low * bracket.high)
         bracket = Bracket(middle, bracket.high) if (yield middle) else Bracket(bracket.low, middle)

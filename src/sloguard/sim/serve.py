@@ -229,6 +229,7 @@ def simulate(
     stale_s: float = 0.0,
     hop_s: float = 0.0,
     request_timeout_s: float = inf,
+    stop_when: Callable[[Timeline], bool] | None = None,
 ) -> list[Timeline]:
     """One timeline per request, in the order given, from so many equal replicas."""
     order = sorted(range(len(requests)), key=lambda at: requests[at].arrival_s)
@@ -239,6 +240,7 @@ def simulate(
         stale_s=stale_s,
         hop_s=hop_s,
         request_timeout_s=request_timeout_s,
+        stop_when=stop_when,
     )
     in_order = dict(zip(order, run.timelines, strict=True))
     return [in_order[at] for at in range(len(requests))]

@@ -2,7 +2,7 @@
 
 lanes       where trials run; each has one at a time
 proposals   are in the log before they run, so that a killed study goes on with the same ones
-pending     of those that run, the optimizer sees a guess (`with_guesses`), so as not to ask for their like again
+pending     of those that run, the optimizer sees a guess (`runner.with_guesses`), so as not to ask for their like again
 clock       on a simulated engine a trial is over when its virtual time says so: which trial ends first, and with
             it the whole study, does not depend on the machine that simulates
 """
@@ -11,31 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import replace
 from pathlib import Path
 
-from sloguard.optim.base import Exhausted, Goal
 from sloguard.study.lanes import Lane
 from sloguard.study.log import StudyLog
-from sloguard.study.runner import Study, propose, stop_if_it_is_no_use
-from sloguard.trial import Measured, Proposal, Refused, Trial
-
-PENDING = "is being tried"
-
-
-def with_guesses(history: Sequence[Trial], pending: Sequence[tuple[int, Proposal]], goal: Goal) -> list[Trial]:
-    """`history` and, for each pending trial, one that ended as the worst of those that kept the promises did, or of
-    those that were measured, or, while none was, as if it had been refused (the "constant liar" of Ginsbourger et al.
-    2010).
-    """
-    measured = [trial for trial in history if isinstance(trial.outcome, Measured)]
-    worst = min(measured, key=lambda trial: (not trial.feasible, goal.score(trial) or 0.0), default=None)
-    known = worst.outcome if worst is not None else None
-    outcome = replace(known, effective={}) if isinstance(known, Measured) else Refused(PENDING)
-    guesses = [
-        Trial(number, made.proposed, made.config, outcome, 0.0, made.repairs, made.avoided) for number, made in pending
-    ]
-    return [*history, *guesses]
+from sloguard.study.runner import Study, next_proposal, stop_if_it_is_no_use
+from sloguard.trial import Proposal, Trial
 
 
 class _Clock:
@@ -53,7 +34,6 @@ def run_parallel(
     log: StudyLog,
     budget: int,
     lanes: Sequence[Lane],
-    goal: Goal,
     simulated: bool,
     on_trial: Callable[[int, Proposal], None] = lambda number, proposal: None,
 ) -> Iterator[Trial]:
@@ -79,12 +59,8 @@ def run_parallel(
             set(range(len(lanes))) - {at for _, at in running.values()}, key=lambda at: clock.free_s[at]
         ):
             number = len(history) + len(running) + 1
-            if number > budget:
-                break
-            known = with_guesses(history, [(n, made) for n, (_, made) in sorted(pending.items())], goal)
-            try:
-                made = propose(study, known, number)
-            except Exhausted:
+            made = next_proposal(study, history, [(n, made) for n, (_, made) in sorted(pending.items())], budget)
+            if made is None:
                 break
             log.append_proposal(number, lane, made)
             pending[number] = lane, made

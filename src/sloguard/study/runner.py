@@ -1,11 +1,11 @@
 """The tuning loop: propose, repair, guard, attempt, append. Only this file catches `EngineCrash`.
 
     history = what the log holds
-    until the budget is spent or the space is:
+    until the budget is spent or the space is, and then for each trial that is to be confirmed:
         propose   the engine's default first, then the optimizer, which sees the log and nothing else
         repair    into something that can run; the trial keeps both
         guard     what can't start is not tried: it is recorded with the trial that follows and taught at no cost
-        attempt   the engine runs it under the study's requests, the contract judges it; a crash is classified
+        attempt   the engine runs it, asked the study's question (asking.py); a crash is classified
         append    one durable line
 
 Every step is a function of the log, so a study that was killed and resumed equals one that was not.
@@ -16,21 +16,21 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sloguard.contract import Contract, Metric
 from sloguard.crash import Crash, diagnose
 from sloguard.engine.base import Engine, OnPhase, ignore_phase
 from sloguard.errors import EngineCrash, SloguardError, SpecError
-from sloguard.metrics import summarise
-from sloguard.optim.base import Exhausted, Optimizer
-from sloguard.request import Request
+from sloguard.optim.base import Exhausted, Goal, Optimizer, best
 from sloguard.rng import stream
 from sloguard.space.repair import Repaired
 from sloguard.space.space import Space
+from sloguard.study.asking import Question
+from sloguard.study.confirm import next_recheck
 from sloguard.study.log import StudyLog
-from sloguard.trial import Avoided, Config, Crashed, Measured, Outcome, Proposal, Refused, Trial, Value
+from sloguard.trial import Ask, Avoided, Config, Crashed, Measured, Outcome, Proposal, Refused, Trial, Value
 
 REFUSALS_PER_TRIAL = 20  # proposals the guard may turn down before the trial itself is recorded as refused
 ENVIRONMENT_ATTEMPTS = 3  # a port or a network hiccup is tried again; what persists is the user's to mend
@@ -47,17 +47,23 @@ class EnvironmentFault(SloguardError):  # noqa: N818 - it is the machine that is
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """The parts of one study. `guard` gives the reason a config can't start, or None."""
+    """The parts of one study. `guard` gives the reason a config can't start, or None. With `race` a config is dropped
+    that can't beat the best so far. `rechecks` is how often each candidate for the best is measured again at the end.
+    `budget_s` ends the search for candidates after so many seconds of trials.
+    """
 
     engine: Engine
     optimizer: Optimizer
     space: Space
     repair: Callable[[Config], Repaired]
     guard: Callable[[Config], str | None]
-    requests: Sequence[Request]
-    contract: Contract
+    question: Question
+    goal: Goal
     seed: int
     try_default: bool
+    race: bool = True
+    rechecks: int = 0
+    budget_s: float | None = None
     retry_wait_s: float = 5.0  # between attempts that the machine, not the config, made fail
 
 
@@ -70,15 +76,12 @@ def run_study(
 ) -> Iterator[Trial]:
     """Yields every new trial after its line is on disk. Needs `log.writer()` to be held.
 
-    Ends after `budget` trials in all, or when no untried config is left. Raises EnvironmentFault.
+    Ends once `budget` configs were tried, or none is left untried, and the best were measured again. Raises
+    EnvironmentFault.
     """
     history = log.trials()
-    while len(history) < budget:
+    while (proposal := next_proposal(study, history, (), budget)) is not None:
         number = len(history) + 1
-        try:
-            proposal = propose(study, history, number)
-        except Exhausted:
-            return
         on_trial(number, proposal)
         trial_dir = log.directory / "trials" / f"{number:03d}"
         trial = attempt(study, proposal, number, trial_dir, on_phase)
@@ -88,21 +91,65 @@ def run_study(
         yield trial
 
 
+Pending = Sequence[tuple[int, Proposal]]
+
+
+def next_proposal(study: Study, history: Sequence[Trial], pending: Pending, budget: int) -> Proposal | None:
+    """What to run next beside the trials that are `pending`; None where there is nothing, or not yet."""
+    explored = [trial for trial in history if trial.recheck is None]
+    exploring = [(number, made) for number, made in pending if made.recheck is None]
+    if len(explored) + len(exploring) < budget and _time_left(study, explored):
+        with suppress(Exhausted):
+            return propose(study, with_guesses(explored, exploring, study.goal), len(history) + len(pending) + 1)
+    if exploring:
+        return None  # one of them may yet be the best
+    return next_recheck(history, [made for _, made in pending], study.goal, study.rechecks)
+
+
+def _time_left(study: Study, explored: Sequence[Trial]) -> bool:
+    return study.budget_s is None or sum(trial.cost_s for trial in explored) < study.budget_s
+
+
+PENDING = "is being tried"
+
+
+def with_guesses(history: Sequence[Trial], pending: Pending, goal: Goal) -> list[Trial]:
+    """`history` and, for each pending trial, one that ended as the worst of those that kept the promises did, or of
+    those that were measured, or, while none was, as if it had been refused (the "constant liar" of Ginsbourger et al.
+    2010).
+    """
+    measured = [trial for trial in history if isinstance(trial.outcome, Measured)]
+    worst = min(measured, key=lambda trial: (not trial.feasible, goal.score(trial) or 0.0), default=None)
+    known = worst.outcome if worst is not None else None
+    outcome = replace(known, effective={}) if isinstance(known, Measured) else Refused(PENDING)
+    guesses = [
+        Trial(number, made.proposed, made.config, outcome, 0.0, made.repairs, made.avoided) for number, made in pending
+    ]
+    return [*history, *guesses]
+
+
 def propose(study: Study, history: Sequence[Trial], number: int) -> Proposal:
-    """The next config to try. Raises Exhausted when there is none."""
+    """The next config to try, given every other that was or is. Raises Exhausted when there is none."""
     if number == 1 and study.try_default:
         known = {n: value for n, value in study.engine.default_config().items() if value is not None}
         return Proposal(Config(), Config({n: known[n] for n in study.space.names if n in known}))
     seen = list(with_avoided(history))
+    ask = Ask(to_beat=_to_beat(study, history))
     avoided: list[Avoided] = []
     while True:
         proposed = study.optimizer.propose(seen, stream(study.seed, "propose", number, len(avoided)))
         repaired = study.repair(proposed)
         reason = study.guard(repaired.config)
         if reason is None or len(avoided) == REFUSALS_PER_TRIAL:
-            return Proposal(proposed, repaired.config, repaired.notes, tuple(avoided), reason)
+            return Proposal(proposed, repaired.config, repaired.notes, tuple(avoided), reason, ask)
         avoided.append(Avoided(proposed, repaired.config, reason))
         seen.append(_as_refused(avoided[-1], number))
+
+
+def _to_beat(study: Study, history: Sequence[Trial]) -> float | None:
+    """The rate that the best config so far keeps, where configs are raced."""
+    incumbent = best(history, study.goal)
+    return incumbent.capacity.low if study.race and incumbent and incumbent.capacity else None
 
 
 def with_avoided(history: Sequence[Trial]) -> Iterator[Trial]:
@@ -120,7 +167,8 @@ def attempt(study: Study, proposal: Proposal, number: int, trial_dir: Path, on_p
     """Runs it, and judges what came of it."""
 
     def trial(outcome: Outcome, cost_s: float, config: Config = proposal.config) -> Trial:
-        return Trial(number, proposal.proposed, config, outcome, cost_s, proposal.repairs, proposal.avoided)
+        made = proposal
+        return Trial(number, made.proposed, config, outcome, cost_s, made.repairs, made.avoided, made.recheck)
 
     if proposal.refused is not None:
         _emptied(trial_dir)
@@ -128,7 +176,7 @@ def attempt(study: Study, proposal: Proposal, number: int, trial_dir: Path, on_p
     cost_s = 0.0
     for attempt in range(1, ENVIRONMENT_ATTEMPTS + 1):
         try:
-            run = study.engine.run(proposal.run, study.requests, _emptied(trial_dir), on_phase)
+            run = study.engine.run(proposal.run, study.question.plan(proposal.ask), _emptied(trial_dir), on_phase)
         except EngineCrash as error:
             cost_s += error.cost_s
             crash = diagnose(error.evidence)
@@ -136,8 +184,8 @@ def attempt(study: Study, proposal: Proposal, number: int, trial_dir: Path, on_p
                 time.sleep(study.retry_wait_s)
                 continue
             return trial(Crashed(crash), cost_s)
-        summary = summarise(run.timelines, ttft_limit_s=study.contract.tightest_s(Metric.TTFT))
-        measured = Measured(summary, study.contract.judge(run.timelines), run.startup_s, run.effective, run.notes)
+        summary, verdict, capacity = study.question.measured(proposal.ask, run)
+        measured = Measured(summary, verdict, run.startup_s, run.effective, run.notes, capacity)
         config = proposal.config if proposal.proposed else _as_it_ran(proposal.config, run.effective, study.space)
         return trial(measured, cost_s + run.cost_s, config)
     raise AssertionError("unreachable: the last attempt returns")
