@@ -19,7 +19,6 @@ from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
 
-from sloguard.optim.base import Goal
 from sloguard.study.build import build_study
 from sloguard.study.lanes import Lane
 from sloguard.study.log import StudyLog
@@ -89,7 +88,7 @@ def curve(lanes: int, seed: int, budget: int, optimizer: str) -> Curve:
         request_rate=8.0,
         num_requests=200,
     )
-    study, goal = build_study(spec), Goal()
+    study, goal = build_study(spec), spec.goal
     with TemporaryDirectory() as name, ExitStack() as stack:
         log = StudyLog(Path(name))
         stack.enter_context(log.writer())
