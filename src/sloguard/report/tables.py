@@ -136,7 +136,8 @@ def _again(results: Results, trial: Trial) -> str:
     if found is None or found.worst is None:
         return ""
     worst = score_text(found.worst, results.goal)
-    return f" ({len(found.scores)} fresh starts under other arrivals, {worst} at worst)"
+    starts = f"{len(found.scores)} fresh start{'s' if len(found.scores) > 1 else ''} under other arrivals"
+    return f" (measured again: {starts}, {worst} at worst)"
 
 
 def _why_not(default: Trial) -> str:

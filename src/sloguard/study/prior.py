@@ -27,9 +27,9 @@ from sloguard.study.spec import StudySpec
 from sloguard.trial import Config, Trial
 
 SIMULATION = "sim"
-DRAWN, SOUGHT = 160, 40  # trials: all over the space, then where it is good
+DRAWN, SOUGHT = 120, 40  # trials: all over the space, then where it is good
 COARSE = 0.1  # tolerance of a simulated capacity: finer is beyond what a simulation knows
-COUNT = 64  # requests of a simulated load
+COUNT, LEG_S = 64, 10.0  # requests of a simulated load, more where it would be shorter
 
 OnTrial = Callable[[int, int], None]
 
@@ -103,6 +103,6 @@ def _simulation(spec: StudySpec) -> Study:
         raise SpecError("--prior", SIMULATION, why, "Drop it.") from error
     question = study.question
     if isinstance(question, CapacitySearch):
-        question = replace(question, count=min(COUNT, question.count), tolerance=COARSE)
+        question = replace(question, count=min(COUNT, question.count), tolerance=COARSE, leg_s=LEG_S)
     problem = Problem(study.space, study.goal, DRAWN + SOUGHT, lambda config: study.repair(config).config)
     return replace(study, question=question, optimizer=_DrawnThenSought(problem))
