@@ -36,7 +36,8 @@ LEAST_CHANCE = 0.5  # of running; less comes after all others
 UNIFORM, NEAR, FINALISTS = 200, 40, 48
 CLIMBS, CLIMBERS, STEPS_OUT = 3, 6, 8
 MOST_MOVES = 4
-SHY = 3.0
+SHY = 2.0
+CRASH_PRICE = 0.02  # log score that one would give to be spared a crash
 CENTRES = 3  # of the best configs so far, and of every source
 STEPS = 5  # values of a number that are tried with all else kept
 SIGMA, STRUCT = 0.2, 0.5
@@ -129,7 +130,7 @@ def _order(worth: Array) -> list[int]:
 
 
 def _worth(at: Points, beliefs: dict[str, Belief], to_beat: float | None) -> Array:
-    """[m] log of what trying each point is worth."""
+    """[m] what trying each point is worth, in log score; below -1 where it rather crashes."""
     runs = np.ones(len(at))
     for name in ("starts", "survives"):
         runs = runs * _chance(beliefs[name], at, 0.0, LABEL_SD, above=True)
@@ -142,10 +143,10 @@ def _worth(at: Points, beliefs: dict[str, Belief], to_beat: float | None) -> Arr
     bar = float((model.weights @ means).mean()) if to_beat is None else to_beat
     z = (means - bar) / sds
     gain = model.weights @ (sds * (norm.pdf(z) + z * norm.cdf(z)))
-    worth = np.log(np.maximum(gain, 1e-12)) + np.log(np.maximum(keeps, 1e-6)) + SHY * np.log(runs)
+    worth = runs**SHY * keeps * gain - CRASH_PRICE * (1 - runs)
     if "cost" in beliefs:
-        worth = worth - beliefs["cost"].predict(at)[0][0]
-    return worth + np.where(runs < LEAST_CHANCE, 100 * np.log(runs), 0.0)
+        worth = worth / np.exp(beliefs["cost"].predict(at)[0][0])
+    return np.where(runs < LEAST_CHANCE, runs - 2.0 - CRASH_PRICE, worth)
 
 
 def _chance(model: Belief, at: Points, bar: float, sharpness: float, *, above: bool) -> Array:
