@@ -49,7 +49,7 @@ def command(
     gpu: Annotated[str | None, typer.Option(help="GPU, e.g. A100-40GB. Needed by sim; detected for vllm.")] = None,
     tensor_parallel: Annotated[int, typer.Option(min=1, help="GPUs the model is split over.")] = 1,
     optimizer: Annotated[
-        str, typer.Option(help="random | tpe | tba | tba-tpe | constrained-bo, or your own.")
+        str, typer.Option(help="random | tpe | tba | tba-tpe | guided | constrained-bo, or your own.")
     ] = "tba-tpe",
     budget: Annotated[int, typer.Option(help="Trials in all; each is one engine start.")] = 15,
     seed: Annotated[int, typer.Option(help="Of arrivals, prompts and proposals.")] = 0,

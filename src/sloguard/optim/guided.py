@@ -5,8 +5,9 @@
     misses      log(measured / limit) of each SLO; under `capacity` the SLOs are inside the score
 
 The next config has the largest expected improvement (of the log score) times its chances to start, to survive and to
-keep the SLOs, among configs drawn over the space, around the best ones and around the engine's default. One that is
-more likely to crash than not comes after all others.
+keep the SLOs, less the price of a crash, among configs drawn over the space, around the best ones, around the best of
+each source and around the engine's default. One that is more likely to crash than not comes after all others.
+Expected improvement settles near the best by itself: a gain of less than a crash's price is not worth a risk.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ LABEL_SD = 0.4  # how sharply a label's process tells failing from running
 LEAST_CHANCE = 0.5  # of running; less comes after all others
 
 UNIFORM, NEAR, FINALISTS = 200, 40, 48
-CLIMBS, CLIMBERS, STEPS_OUT = 3, 6, 8
-MOST_MOVES = 4
-SHY = 2.0
+CLIMBS, CLIMBERS, STEPS_OUT = 3, 6, 8  # rounds uphill, from how many configs, to how many around each
+MOST_MOVES = 4  # knobs at a time
+CAUTION = 2.0  # power of the chance to run: where it is learnt from few trials it is overrated
 CRASH_PRICE = 0.02  # log score that one would give to be spared a crash
 CENTRES = 3  # of the best configs so far, and of every source
 STEPS = 5  # values of a number that are tried with all else kept
@@ -55,7 +56,9 @@ class Guided:
         found: dict[str, list[Gp]] = {}
         for source in self.problem.earlier:
             trials = taught(source.trials)
-            for name, (question, lessons) in self._asked(trials).items():
+            asked = self._asked(trials)
+            asked.pop("cost", None)  # its clock is another
+            for name, (question, lessons) in asked.items():
                 process = learnt(trials, lessons, question, self.problem.space)
                 found.setdefault(name, []).extend([] if process is None else [process])
         object.__setattr__(self, "sources", found)
@@ -66,9 +69,10 @@ class Guided:
             name: belief(trials, lessons, question, self.problem.space, self.sources.get(name, []))
             for name, (question, lessons) in self._asked(trials).items()
         }
+        to_beat = self._to_beat(trials, beliefs)
 
         def scored(configs: Sequence[Config]) -> Array:
-            return _worth(Points.of(configs, self.problem.space), beliefs, self._to_beat(trials, beliefs))
+            return _worth(Points.of(configs, self.problem.space), beliefs, to_beat)
 
         return first_fresh(self.problem, history, rng, self._ranked(trials, rng, scored))
 
@@ -143,7 +147,7 @@ def _worth(at: Points, beliefs: dict[str, Belief], to_beat: float | None) -> Arr
     bar = float((model.weights @ means).mean()) if to_beat is None else to_beat
     z = (means - bar) / sds
     gain = model.weights @ (sds * (norm.pdf(z) + z * norm.cdf(z)))
-    worth = runs**SHY * keeps * gain - CRASH_PRICE * (1 - runs)
+    worth = runs**CAUTION * keeps * gain - CRASH_PRICE * (1 - runs)
     if "cost" in beliefs:
         worth = worth / np.exp(beliefs["cost"].predict(at)[0][0])
     return np.where(runs < LEAST_CHANCE, runs - 2.0 - CRASH_PRICE, worth)
