@@ -7,8 +7,8 @@ DEMO_DIR ?= demo-study
 
 demo: .venv/.installed ## A crash-aware tuning study on a simulated GPU, with a report at the end
 	rm -rf $(DEMO_DIR)
-	$(BIN)/sloguard tune --engine sim --gpu A100-40GB --model meta-llama/Llama-3.1-8B --optimizer tba-tpe --budget 20 \
-	  --seed 42 --slo-ttft-p99 500 --slo-itl-p99 100 --request-rate 8 --num-requests 400 --out $(DEMO_DIR)
+	$(BIN)/sloguard tune --engine sim --gpu A100-40GB --model meta-llama/Llama-3.1-8B --budget 15 --seed 42 \
+	  --slo-ttft 400 --slo-tpot 25 --out $(DEMO_DIR)
 
 test: check ## Lint, types and every test that needs neither vLLM nor Ray
 	$(BIN)/python -m pytest -n auto -m "not vllm and not ray"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sloguard.contract import Contract, Limit, Metric
 from sloguard.crash import Crash
 from sloguard.metrics import summarise
-from sloguard.trial import Avoided, Config, Crashed, Measured, Refused, Trial
+from sloguard.trial import Avoided, Capacity, Config, Crashed, Leg, Measured, Refused, Trial
 from timelines import RUNS, SECONDS
 
 VALUES = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(max_size=8)
@@ -155,3 +155,23 @@ def test_an_unknown_kind_of_outcome_is_refused():
                 "outcome": {"kind": "guessed"},
             }
         )  # fmt: skip
+
+
+def test_a_capacity_lies_between_its_last_two_rates_by_how_clearly_they_passed_and_failed() -> None:
+    def found(passed: float, failed: float) -> Capacity:
+        return Capacity(
+            (
+                Leg(8.0, False, 9, 20, True, 2.0),
+                Leg(4.0, True, 20, 20, True, passed),
+                Leg(5.0, False, 18, 20, True, failed),
+            ),
+            0.25,
+        )
+
+    assert (found(-1.0, 1.0).low, found(-1.0, 1.0).high) == (4.0, 5.0)
+    assert found(-1.0, 1.0).estimate == pytest.approx(20**0.5)
+    assert found(-0.1, 2.0).estimate < found(-1.0, 1.0).estimate < found(-2.0, 0.1).estimate < 5.0
+    assert found(0.0, 1.0).estimate == 4.0
+    only = Capacity((Leg(4.0, True, 20, 20, True, -1.0),), 0.25)
+    assert (only.estimate, only.resolved) == (4.0, False)
+    assert Capacity.from_json(json.loads(json.dumps(only.to_json()))) == only

@@ -87,6 +87,18 @@ class Capacity:
         return min((leg.rate for leg in self.legs if not leg.passed), default=math.inf)
 
     @property
+    def estimate(self) -> float:
+        """Between `low` and `high`, where the log excess would be nought if it rose evenly with the log rate; `low`
+        where one of them is missing.
+        """
+        if not self.low or self.high == math.inf:
+            return self.low
+        passed = next(leg.excess for leg in self.legs if leg.rate == self.low)
+        failed = next(leg.excess for leg in self.legs if leg.rate == self.high)
+        share = passed / (passed - failed) if passed < 0 < failed < math.inf else 0.0
+        return self.low * (self.high / self.low) ** share
+
+    @property
     def dropped(self) -> bool:
         """Given up because it can't beat the best so far: what it would have kept is not known."""
         return self.to_beat is not None and self.high <= self.to_beat
@@ -98,7 +110,13 @@ class Capacity:
     def to_json(self) -> dict[str, Any]:
         legs = [{**asdict(leg), "excess": None if leg.excess == math.inf else leg.excess} for leg in self.legs]
         high = None if self.high == math.inf else self.high
-        told = {"low": self.low, "high": high, "dropped": self.dropped, "resolved": self.resolved}  # for readers
+        told = {
+            "low": self.low,
+            "high": high,
+            "estimate": self.estimate,
+            "dropped": self.dropped,
+            "resolved": self.resolved,
+        }  # for readers
         return {**told, "to_beat": self.to_beat, "tolerance": self.tolerance, "legs": legs}
 
     @staticmethod

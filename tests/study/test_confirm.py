@@ -87,6 +87,14 @@ def test_of_equals_the_one_that_changes_least_is_recommended() -> None:
     assert best.number == 3
 
 
+def test_one_that_only_ties_with_the_default_is_not_taken_for_the_best_that_beats_it() -> None:
+    base = Config({"a": 1, "b": 2, "c": 3})
+    near, far = base.replace(a=5), base.replace(a=5, b=6, c=7)
+    history = [trial(1, 55, base), trial(2, 62, far), trial(3, 58, near)]
+    done = again(history, {1: [55, 55.5], 2: [62, 61], 3: [58.5, 57]}, 2)
+    assert Results(done, GOAL, True).best is history[1]
+
+
 def test_one_that_fails_when_measured_again_is_out() -> None:
     done = again([trial(1, 50), trial(2, 90)], {1: [50, 51, 49], 2: [88, 0, 90]})
     results = Results(done, GOAL, True)

@@ -26,6 +26,7 @@ from sloguard.report.files import write_text_atomic
 from sloguard.report.tables import study_report
 from sloguard.space.flags import to_yaml
 from sloguard.space.policies import of_policy
+from sloguard.study import failures
 from sloguard.study.build import build_study, engine_policy
 from sloguard.study.lanes import Lane, Work, await_workers, close_all, gpu_lanes
 from sloguard.study.log import LOG_NAME, StudyLog
@@ -105,6 +106,9 @@ def command(
     ray_address: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Run trials on this Ray cluster: HOST:PORT, or auto.")
     ] = None,
+    retry_failures: Annotated[
+        bool, typer.Option("--retry-failures", help="Try again what never started here in earlier studies.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> int:
@@ -156,7 +160,17 @@ def command(
             with counted("simulating beforehand") as on_trial:
                 study = build_study(spec, api_key, earlier_trials(spec, study.space, log.directory, on_trial))
         lanes = _lanes(spec, api_key, study, log.directory, parallel, ray_address, stack)
-        _open(log, spec, study, len(lanes))
+        remembers = spec.engine not in ("sim", "endpoint")
+        _open(
+            log,
+            spec,
+            study,
+            len(lanes),
+            failures.recalled(study.engine.describe()) if remembers and not retry_failures else {},
+        )
+        study = replace(
+            study, guard=failures.guarded(study.guard, failures.from_json(log.header().get("failures", [])))
+        )
         try:
             with StudyProgress(spec.goal, spec.budget, log.trials()) as progress:
                 if lanes:
@@ -165,6 +179,8 @@ def command(
                     trials = run_study(study, log, spec.budget, progress.starting, progress.phase)
                 for trial in trials:
                     progress.finished(trial)
+                    if remembers:
+                        failures.remember(study.engine.describe(), trial)
         finally:  # what is known when a study is interrupted or the machine fails is as good as at its end
             results = Results(log.trials(), spec.goal, spec.try_default)
             summary = _write_results(log.directory, spec, study, results, time.monotonic() - started_s)
@@ -249,7 +265,7 @@ def _check_apart(study: Study, parallel: int, ray_address: str | None) -> None:
         raise SpecError(flag, value, f"{problem}, and measure each other", "Drop it.")
 
 
-def _open(log: StudyLog, spec: StudySpec, study: Study, lanes: int) -> None:
+def _open(log: StudyLog, spec: StudySpec, study: Study, lanes: int, known: failures.Failures) -> None:
     """Writes the header of a new study; holds an old one's against `spec`. Raises SpecError where they differ.
 
     A header without a trial is what a start that failed at once left: there is nothing in it to go on with.
@@ -259,6 +275,8 @@ def _open(log: StudyLog, spec: StudySpec, study: Study, lanes: int) -> None:
         header = {"spec": spec.to_json(), "spec_digest": spec.digest, "sloguard": __version__}
         if lanes:
             header["lanes"] = lanes
+        if known:
+            header["failures"] = failures.to_json(known)
         log.append_header({**header, "engine": study.engine.describe()})
         return
     header = log.header()

@@ -33,7 +33,7 @@ class Goal:
         if not isinstance(trial.outcome, Measured):
             return None
         if self.objective == "capacity":
-            return trial.capacity.low if trial.capacity and trial.capacity.low > 0 else None
+            return trial.capacity.estimate if trial.capacity and trial.capacity.low > 0 else None
         summary = trial.outcome.summary
         if self.objective == "goodput":
             return summary.token_goodput

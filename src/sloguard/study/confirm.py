@@ -6,7 +6,8 @@ The best of many noisy measurements is too good to be true, so the last word has
     rounds       each round measures every candidate once, under arrivals of its own
     noise        what is left of log scores once each candidate's mean and each round's is taken out, beside what runs
                  of one config are known to differ by: few rounds say little of it
-    verdict      of the candidates that the noise can't tell from the best, the one that changes the least
+    verdict      of the candidates that the noise can't tell from the best, the one that changes the least: the default,
+                 or, where the best beats that, one that does too
 """
 
 from __future__ import annotations
@@ -79,11 +80,16 @@ def confirmed(history: Sequence[Trial], goal: Goal) -> list[Confirmed]:
 
 
 def chosen(found: Sequence[Confirmed], default: Trial | None) -> Trial | None:
-    """Of those within noise of the best the one with the fewest overrides; the default has none."""
+    """Of those within noise of the best the one with the fewest overrides; the default has none. Where the best beats
+    the default beyond noise, so does whoever is chosen.
+    """
     sound = [one for one in found if one.mean is not None]
     if not sound:
         return None
     near = [one for one in sound if one is sound[0] or _tied(sound[0], one, sound)]
+    own = next((one for one in sound if one.trial is default), None)
+    if own is not None and own not in near:
+        near = [one for one in near if not _tied(one, own, sound)]
     base = default.config if default is not None else None
 
     def changes(one: Confirmed) -> int:
