@@ -52,9 +52,8 @@ def test_what_may_go_well_another_time_is_not_kept(outcome: Outcome) -> None:
 
 def test_the_guard_turns_down_what_is_known_and_asks_on_about_the_rest() -> None:
     remember(HERE, trial(Crashed(OOM)))
-    guard = guarded(
-        lambda config: "too large" if config["max_num_seqs"] == 9 else None, from_json(to_json(recalled(HERE)))
-    )
+    known = from_json(to_json(recalled(HERE)))
+    guard = guarded(lambda config: "too large" if config["max_num_seqs"] == 9 else None, known)
     assert guard(CONFIG) == "it did not start in an earlier study: oom/kv_cache: CUDA out of memory"
     assert guard(CONFIG.replace(max_num_seqs=256)) is None
     assert guard(CONFIG.replace(max_num_seqs=9)) == "too large"

@@ -161,16 +161,10 @@ def command(
                 study = build_study(spec, api_key, earlier_trials(spec, study.space, log.directory, on_trial))
         lanes = _lanes(spec, api_key, study, log.directory, parallel, ray_address, stack)
         remembers = spec.engine not in ("sim", "endpoint")
-        _open(
-            log,
-            spec,
-            study,
-            len(lanes),
-            failures.recalled(study.engine.describe()) if remembers and not retry_failures else {},
-        )
-        study = replace(
-            study, guard=failures.guarded(study.guard, failures.from_json(log.header().get("failures", [])))
-        )
+        known = failures.recalled(study.engine.describe()) if remembers and not retry_failures else {}
+        _open(log, spec, study, len(lanes), known)
+        taken_down = failures.from_json(log.header().get("failures", []))  # what was known when the study began
+        study = replace(study, guard=failures.guarded(study.guard, taken_down))
         try:
             with StudyProgress(spec.goal, spec.budget, log.trials()) as progress:
                 if lanes:
