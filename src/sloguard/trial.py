@@ -69,7 +69,7 @@ class Leg:
 class Capacity:
     """What the search for the largest rate that keeps the contract found within one start: its legs, in order.
 
-    `to_beat` is the rate that the best config so far keeps; `tolerance` how narrow the bracket was to become.
+    `to_beat` is the rate that it had to keep at the least, for the best config so far does; `tolerance` how narrow the bracket was to become.
     """
 
     legs: tuple[Leg, ...]
@@ -100,7 +100,7 @@ class Capacity:
 
     @property
     def dropped(self) -> bool:
-        """Given up because it can't beat the best so far: what it would have kept is not known."""
+        """Given up as worse than the best so far: what it would have kept is not known."""
         return self.to_beat is not None and self.high <= self.to_beat
 
     @property
@@ -179,7 +179,7 @@ class Avoided:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a trial is asked beyond its config. `to_beat` is the rate [requests/s] that the best config so far keeps,
+    """What a trial is asked beyond its config. `to_beat` is the rate [requests/s] that it has to keep at the least,
     `near` where to begin a search without one, `turn` which arrivals are offered: 0 those that every config meets, the
     others are held out for measuring again.
     """

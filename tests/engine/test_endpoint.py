@@ -7,16 +7,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from sloguard.engine.base import EngineSetup, Timeouts, once
+from sloguard.engine.base import EngineSetup, Load, LoadPlan, Timeouts, once
 from sloguard.engine.endpoint import EndpointEngine
 from sloguard.engine.http_probe import ask
 from sloguard.errors import EngineCrash, SpecError
-from sloguard.request import End, Request, Stage
+from sloguard.request import End, Request, Stage, Timeline
 from sloguard.trial import Config
 
 FAKE = Path(__file__).with_name("fake_vllm.py")
@@ -113,3 +113,20 @@ def test_wrong_input_is_named(setup: EngineSetup, field: str) -> None:
     with pytest.raises(SpecError) as caught:
         EndpointEngine.from_setup(setup)
     assert caught.value.field == field
+
+
+def test_a_plan_sees_what_became_of_a_load_before_it_makes_the_next(server: str, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def loads() -> Generator[Load, Sequence[Timeline], None]:
+        for seed, count in enumerate((3, 5)):
+            timelines = yield Load(LOAD[:count], seed, rate=float(count))
+            seen.append(len(timelines))
+
+    phases: list[str] = []
+    run = EndpointEngine(server, "the-model").run(Config(), LoadPlan(loads()), tmp_path, phases.append)
+    assert seen == [3, 5]
+    assert [one.load.rate for one in run.served] == [3.0, 5.0]
+    assert [len(one.timelines) for one in run.served] == [3, 5]
+    assert "loading at 3 req/s" in phases
+    assert "loading at 5 req/s: 5/5 done, 0 in flight" in phases

@@ -197,6 +197,21 @@ def test_at_the_deadline_the_running_time_out_and_the_unsent_are_cancelled():
     assert len(server.load) == 3
 
 
+def test_a_run_can_be_ended_as_soon_as_it_has_failed():
+    ended: list[Timeline] = []
+
+    def enough(timeline: Timeline) -> bool:
+        ended.append(timeline)
+        return len(ended) == 3
+
+    offered_requests = [*requests(3), Request("later", 30.0, (Stage(4, 4),))]
+    with FakeServer() as server:
+        timelines = run(server, offered_requests, stop_when=enough, warmup=2).timelines
+    assert [t.end for t in timelines] == [End.COMPLETED] * 3 + [End.CANCELLED]
+    assert timelines[-1].sent_s is None
+    assert {t.request.id for t in ended} == {r.id for r in offered_requests[:3]}, "warm-up is no part of it"
+
+
 def test_when_the_engine_dies_nothing_waits_on():
     died = [False]
 

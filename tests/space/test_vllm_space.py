@@ -259,3 +259,18 @@ print(json.dumps([read(["--config", sys.argv[1]]), read(sys.argv[2:])]))
         "enable_prefix_caching": False,
         "enable_chunked_prefill": False,
     }
+
+
+@pytest.mark.parametrize(
+    ("lines", "cache"),
+    [
+        (["INFO [backends.py:383] Cache the graph of compile range (1, 2048) for later use"], "miss"),
+        (["INFO [backends.py:399] Compiling a graph for compile range (1, 2048) takes 4.21 s"], "miss"),
+        (["INFO Directly load the compiled graph(s) for compile range (1, 2048) from the cache, took 0.512 s"], "hit"),
+        (["INFO Directly load AOT compilation from path /root/.cache/vllm/torch_compile_cache/x"], "hit"),
+        (["INFO Directly load the compiled graph(s) for", "INFO Cache the graph of compile range (1, 8) for"], "miss"),
+        (["INFO Cudagraph is disabled under eager mode"], None),
+    ],
+)
+def test_whether_kernels_came_from_the_cache_is_part_of_what_ran(lines: list[str], cache: str | None) -> None:
+    assert parse_effective("\n".join(lines)).get("compile_cache") == cache

@@ -64,7 +64,7 @@ def _search_text(trial: Trial) -> Iterator[str]:
     if found is None:
         return
     if found.dropped:
-        yield f"can't beat {found.to_beat:.2f} req/s"
+        yield f"fails at {found.high:.2f} req/s"
     elif not found.low:
         yield f"nothing passes down to {found.high:.3g} req/s"
     elif not found.resolved:

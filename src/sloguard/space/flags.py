@@ -74,6 +74,9 @@ _LINES: dict[str, re.Pattern[str]] = {
     "cudagraph_mode": re.compile(r"'cudagraph_mode': <CUDAGraphMode\.(\w+)"),
     "max_cudagraph_capture_size": re.compile(r"'max_cudagraph_capture_size': (\w+)"),
 }
+# Lines of the compiler, 0.28 to 0.33: kernels came from the cache that earlier starts left, or were compiled anew.
+_FROM_CACHE = re.compile(r"Directly load (?:the compiled graph|AOT compilation)")
+_COMPILED = re.compile(r"Cache the graph of compile range|Compiling a graph for compile range")
 _WORDS: dict[str, Value] = {"enabled": True, "disabled": False, "None": None}
 _RENAMED = {"max_seq_len": "max_model_len"}
 # Of the engine's own description, what a configuration can change.
@@ -101,8 +104,8 @@ _NOT_KNOBS = frozenset(
 def parse_effective(log_text: str) -> dict[str, Value]:
     """What vLLM (0.19 to 0.33) said it runs, in knob names; empty where the log says nothing.
 
-    The engine's description of itself wins over the arguments it was given. `kv_cache_tokens` is the KV cache's size
-    and `vllm_version` the engine's version.
+    The engine's description of itself wins over the arguments it was given. `kv_cache_tokens` is the KV cache's size,
+    `vllm_version` the engine's version, and `compile_cache` "hit" or "miss" where it compiles at all.
     """
     found: dict[str, Value] = {}
     for arguments in _NON_DEFAULT.findall(log_text):
@@ -113,6 +116,8 @@ def parse_effective(log_text: str) -> dict[str, Value]:
         for text in pattern.findall(log_text):
             word = text.replace(",", "")
             found[name] = int(word) if word.isdigit() else _WORDS.get(word, word)
+    if _COMPILED.search(log_text) or _FROM_CACHE.search(log_text):
+        found["compile_cache"] = "miss" if _COMPILED.search(log_text) else "hit"
     for version, description in _ENGINE.findall(log_text):
         found["vllm_version"] = version
         for item in _items(description):

@@ -3,7 +3,7 @@
 FixedLoad        how does the engine do under the load that was given?  one load
 CapacitySearch   what is the largest rate that keeps the contract?      a search within one start
 
-    race      the first rate is the one that the best config so far keeps: whoever fails there is dropped
+    race      the first rate is about the one that the best config so far keeps: whoever fails there is dropped
     else      from `near` the rate doubles, or halves, until one passes and its neighbour does not
     narrow    the gap is halved (in ratio) until it is narrower than the tolerance
     stop      a load ends as soon as so many promises are broken that the rate has failed

@@ -33,6 +33,7 @@ from sloguard.study.log import StudyLog
 from sloguard.trial import Ask, Avoided, Config, Crashed, Measured, Outcome, Proposal, Refused, Trial, Value
 
 REFUSALS_PER_TRIAL = 20  # proposals the guard may turn down before the trial itself is recorded as refused
+HANDICAP = 0.95  # the best of several noisy capacities is too high: who fails at it need not be worse
 ENVIRONMENT_ATTEMPTS = 3  # a port or a network hiccup is tried again; what persists is the user's to mend
 
 
@@ -147,9 +148,9 @@ def propose(study: Study, history: Sequence[Trial], number: int) -> Proposal:
 
 
 def _to_beat(study: Study, history: Sequence[Trial]) -> float | None:
-    """The rate that the best config so far keeps, where configs are raced."""
+    """Where configs are raced: a little below the rate that the best so far keeps."""
     incumbent = best(history, study.goal)
-    return incumbent.capacity.low if study.race and incumbent and incumbent.capacity else None
+    return HANDICAP * incumbent.capacity.low if study.race and incumbent and incumbent.capacity else None
 
 
 def with_avoided(history: Sequence[Trial]) -> Iterator[Trial]:
