@@ -5,5 +5,6 @@ OPTIMIZERS = {
     "tpe": "sloguard.optim.tpe:Tpe",
     "tba": "sloguard.optim.tba:ThermalAnnealing",
     "tba-tpe": "sloguard.optim.switch:AnnealThenTpe",
+    "guided": "sloguard.optim.guided:Guided",
     "constrained-bo": "sloguard.optim.constrained:ConstrainedBo",
 }

@@ -1,0 +1,164 @@
+"""Guided Bayesian optimisation: few trials, most configs crash, and earlier studies may know where to look.
+
+    score       log score, one belief (`sources.py`) over trials whose score is known or known to be low
+    starts      +1 where the engine started, -1 where not; survives: the same for the load, of those that started
+    misses      log(measured / limit) of each SLO; under `capacity` the SLOs are inside the score
+
+The next config has the largest expected improvement (of the log score) times its chances to start, to survive and to
+keep the SLOs, among configs drawn over the space, around the best ones and around the engine's default. One that is
+more likely to crash than not comes after all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.stats import norm
+
+from sloguard.optim.base import Problem, constraints, place, taught
+from sloguard.optim.fresh import first_fresh
+from sloguard.optim.gp import Array, Gp, Points, Scales
+from sloguard.optim.lessons import Lesson, costs, misses, starts, survives, values
+from sloguard.optim.sources import Belief, Question, belief, learnt
+from sloguard.space.knobs import Categorical, Knob
+from sloguard.space.space import Space
+from sloguard.trial import Config, Measured, Trial, Value
+
+SCORE = Question(Scales(spread=0.5, noise=0.03, shift=0.5))
+RUNS = Question(Scales(spread=0.7, noise=0.3, shift=0.4, joint=0.7), prior=0.5)
+MISS = Question(Scales(spread=0.7, noise=0.1, shift=0.7))
+COST = Question(Scales(spread=0.3, noise=0.1, shift=0.5))
+LABEL_SD = 0.4  # how sharply a label's process tells failing from running
+LEAST_CHANCE = 0.5  # of running; less comes after all others
+
+UNIFORM, NEAR, FINALISTS = 256, 24, 48
+CENTRES = 3  # of the best configs so far, and of every source
+STEPS = 5  # values of a number that are tried with all else kept
+SIGMAS, STRUCT = (0.08, 0.25), 0.4
+Scorer = Callable[[Sequence[Config]], Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Guided:
+    """The sources' processes depend on the problem alone, so they are fitted once."""
+
+    problem: Problem
+    sources: dict[str, list[Gp]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        found: dict[str, list[Gp]] = {}
+        for source in self.problem.earlier:
+            trials = taught(source.trials)
+            for name, (question, lessons) in self._asked(trials).items():
+                process = learnt(trials, lessons, question, self.problem.space)
+                found.setdefault(name, []).extend([] if process is None else [process])
+        object.__setattr__(self, "sources", found)
+
+    def propose(self, history: Sequence[Trial], rng: np.random.Generator) -> Config:
+        trials = taught(history)
+        beliefs = {
+            name: belief(trials, lessons, question, self.problem.space, self.sources.get(name, []))
+            for name, (question, lessons) in self._asked(trials).items()
+        }
+
+        def scored(configs: Sequence[Config]) -> Array:
+            return _worth(Points.of(configs, self.problem.space), beliefs, self._to_beat(trials, beliefs))
+
+        return first_fresh(self.problem, history, rng, self._ranked(trials, rng, scored))
+
+    def _asked(self, trials: Sequence[Trial]) -> dict[str, tuple[Question, list[Lesson]]]:
+        goal = self.problem.goal
+        asked = {
+            "score": (SCORE, values(trials, goal)),
+            "starts": (RUNS, starts(trials)),
+            "survives": (RUNS, survives(trials)),
+        }
+        if goal.objective != "capacity":
+            counts = [len(constraints(t)) - 1 for t in trials if isinstance(t.outcome, Measured)]
+            asked |= {f"miss {i}": (MISS, misses(trials, i)) for i in range(max(counts, default=0))}
+        if self.problem.timed:
+            asked["cost"] = (COST, costs(trials))
+        return asked
+
+    def _to_beat(self, trials: Sequence[Trial], beliefs: dict[str, Belief]) -> float | None:
+        """The best log score among feasible trials, as far as noise lets one tell."""
+        lessons = [v for v in values(trials, self.problem.goal) if trials[v.trial].feasible and not v.extra]
+        if not lessons:
+            return None
+        at = Points.of([place(trials[v.trial], self.problem.space) for v in lessons], self.problem.space)
+        mean, _ = beliefs["score"].predict(at)
+        return float((beliefs["score"].weights @ mean).max())
+
+    def _ranked(self, trials: Sequence[Trial], rng: np.random.Generator, scored: Scorer) -> Iterator[Config]:
+        """Candidates, best first: the finalists as they would be repaired, then all others."""
+        space = self.problem.space
+        pool = [space.sample(rng) for _ in range(UNIFORM)]
+        centres = [space.complete(config, rng) for config in self._centres(trials)]
+        for centre in centres:
+            pool += _sweeps(centre, space, rng)
+            pool += [space.neighbour(centre, rng, sigma, STRUCT) for sigma in SIGMAS for _ in range(NEAR // 2)]
+        pool = list(dict.fromkeys(pool))
+        order = _order(scored(pool))
+        around = [space.neighbour(pool[i], rng, sigma, STRUCT) for i in order[:8] for sigma in SIGMAS for _ in range(6)]
+        pool = list(dict.fromkeys([*(pool[i] for i in order), *around]))
+        order = _order(scored(pool))
+        finalists = list(dict.fromkeys(self.problem.repair(pool[i]) for i in order[:FINALISTS]))
+        yield from (finalists[i] for i in _order(scored(finalists)))
+        yield from (pool[i] for i in order[FINALISTS:])
+
+    def _centres(self, trials: Sequence[Trial]) -> list[Config]:
+        """The best configs so far, where the study began, and the best of every source."""
+        space, goal = self.problem.space, self.problem.goal
+
+        def top(among: Sequence[Trial]) -> list[Config]:
+            scores = [(goal.score(t), t) for t in among if isinstance(t.outcome, Measured)]
+            known = sorted((t.feasible, s, -t.number, i) for i, (s, t) in enumerate(scores) if s is not None)
+            return [place(scores[i][1], space) for *_, i in reversed(known[-CENTRES:])]
+
+        centres = [*top(trials), *(place(t, space) for t in trials[:1])]
+        return list(dict.fromkeys([*centres, *(c for source in self.problem.earlier for c in top(source.trials))]))
+
+
+def _order(worth: Array) -> list[int]:
+    return [int(i) for i in np.argsort(-worth, kind="stable")]
+
+
+def _worth(at: Points, beliefs: dict[str, Belief], to_beat: float | None) -> Array:
+    """[m] log of what trying each point is worth."""
+    runs = np.ones(len(at))
+    for name in ("starts", "survives"):
+        runs = runs * _chance(beliefs[name], at, 0.0, LABEL_SD, above=True)
+    keeps = np.ones(len(at))
+    for name, model in beliefs.items():
+        if name.startswith("miss"):
+            keeps = keeps * _chance(model, at, 0.0, 0.1, above=False)
+    model = beliefs["score"]
+    means, sds = model.predict(at)
+    bar = float((model.weights @ means).mean()) if to_beat is None else to_beat
+    z = (means - bar) / sds
+    gain = model.weights @ (sds * (norm.pdf(z) + z * norm.cdf(z)))
+    worth = np.log(np.maximum(gain, 1e-12)) + np.log(np.maximum(keeps, 1e-6)) + np.log(runs)
+    if "cost" in beliefs:
+        worth = worth - beliefs["cost"].predict(at)[0][0]
+    return worth + np.where(runs < LEAST_CHANCE, 100 * np.log(runs), 0.0)
+
+
+def _chance(model: Belief, at: Points, bar: float, sharpness: float, *, above: bool) -> Array:
+    """[m] the chance to lie above (or below) the bar."""
+    means, sds = model.predict(at)
+    z = (means - bar) / np.sqrt(sds**2 + sharpness**2)
+    return model.weights @ norm.cdf(z if above else -z)
+
+
+def _sweeps(config: Config, space: Space, rng: np.random.Generator) -> list[Config]:
+    """Every choice, and a grid of every number, with all other knobs kept."""
+    moved = [config.replace(**{k.name: v}) for k in space.knobs if k.name in config for v in _grid(k)]
+    return [space.complete(c, rng) for c in moved if c != config]
+
+
+def _grid(knob: Knob) -> Sequence[Value]:
+    if isinstance(knob, Categorical):
+        return knob.choices
+    return [knob.decode(float(u)) for u in np.linspace(0, 1, STEPS)]

@@ -1,0 +1,90 @@
+"""What earlier studies say of a question, and how far to believe them.
+
+For each question (the score, does it start, ...) there is one hypothesis a source, that the truth is the source's
+process plus a shift plus something small, and one that no source is right. They are averaged by how well each foretold
+the trials of this study (Bayesian model averaging): a source that misleads is dropped after the trials that show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sloguard.optim.base import place
+from sloguard.optim.gp import Array, Gp, Points, Scales, fitted
+from sloguard.optim.lessons import Lesson
+from sloguard.space.space import Space
+from sloguard.trial import Trial
+
+TRUST = 0.8  # that some source is right, before any trial
+MOST_POINTS = 150  # of a source
+RESIDUAL = 0.4  # what a right source leaves unexplained, as a share of the spread
+SHIFT = 1.0  # how far a right source may be off everywhere, in log score
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """`prior` is the mean where nothing is known; None: the data's own, and a source may be off by a constant."""
+
+    scales: Scales
+    prior: float | None = None
+
+    @property
+    def beside_source(self) -> Scales:
+        shift = SHIFT if self.prior is None else 0.5 * self.scales.shift
+        return replace(self.scales, spread=RESIDUAL * self.scales.spread, shift=shift)
+
+
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """Weighted processes. `weights` [h] sum to one."""
+
+    weights: Array
+    processes: tuple[Gp, ...]
+
+    def predict(self, at: Points) -> tuple[Array, Array]:
+        """Means and standard deviations [h, m], one row a hypothesis."""
+        rows = [process.predict(at) for process in self.processes]
+        return np.array([mean for mean, _ in rows]), np.array([sd for _, sd in rows])
+
+
+def learnt(trials: Sequence[Trial], lessons: Sequence[Lesson], question: Question, space: Space) -> Gp | None:
+    """A process over a source's own trials; None where they say nothing."""
+    if not lessons:
+        return None
+    chosen = sorted(lessons, key=lambda lesson: -lesson.y)
+    if len(chosen) > MOST_POINTS:  # the better half of the points in full, the others spread over the rest
+        top = MOST_POINTS // 2
+        rest = np.linspace(top, len(chosen) - 1, MOST_POINTS - top).astype(int)
+        chosen = [*chosen[:top], *(chosen[i] for i in rest)]
+    return _process(trials, chosen, question.scales, space, None, question.prior)
+
+
+def belief(
+    trials: Sequence[Trial], lessons: Sequence[Lesson], question: Question, space: Space, sources: Sequence[Gp]
+) -> Belief:
+    alone = _process(trials, lessons, question.scales, space, None, question.prior)
+    beside = [
+        _process(trials, lessons, question.beside_source, space, source, None if question.prior is None else 0.0)
+        for source in sources
+    ]
+    prior = [1 - TRUST, *[TRUST / len(sources)] * len(sources)] if sources else [1.0]
+    processes = (alone, *beside)
+    log_weights = np.log(prior) + np.array([p.evidence for p in processes])
+    weights = np.exp(log_weights - log_weights.max())
+    return Belief(weights / weights.sum(), processes)
+
+
+def _process(
+    trials: Sequence[Trial],
+    lessons: Sequence[Lesson],
+    scales: Scales,
+    space: Space,
+    prior: Gp | None,
+    mean: float | None,
+) -> Gp:
+    x = Points.of([place(trials[lesson.trial], space) for lesson in lessons], space)
+    y = np.array([lesson.y for lesson in lessons])
+    return fitted(x, y, np.array([lesson.extra for lesson in lessons]), scales, prior, mean)
