@@ -1,8 +1,9 @@
 """One study: a way to tune, on a task, from a seed; and its record, one JSON line a trial.
 
-All ways are asked alike: the same search for the capacity within one start, the same arrivals and noise for one seed, and
-all, baselines too, are told the rate that the best config so far keeps, so that a config which can't beat it is dropped
-after one load (unless a way is named `(no race)`). There are no rechecks: what the winner is worth is known (truth.py).
+All ways are asked alike: the same search for the capacity within one start, the same arrivals and noise for one seed.
+All of them, baselines too, race: they are told the rate that the best config so far keeps, and a config that can't beat
+it is dropped after one load. The one named `(no race)` is not. There are no rechecks: truth.py knows what a winner is
+worth.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def study_of(
     space, context = space_of(task, engine), context_of(task, engine)
 
     def repaired(config: Config) -> Repaired:
-        return repair(config, space, context) if way.guarded else Repaired(config)
+        return repair(config, space, context)
 
     def refused(config: Config) -> str | None:
         return refusal(config, space, context) if way.guarded else None

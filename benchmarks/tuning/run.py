@@ -2,8 +2,8 @@
 
     python benchmarks/tuning/run.py --out DIR [--seeds 20] [--tasks a,b] [--ways x,y] [--jobs 2]
 
-What was run is on record in DIR (runs/, worlds/, priors/), and the same command goes on where it was stopped. Ways whose
-library is not installed are left out; run them from an environment that has it, into the same DIR, before or after.
+What was run is on record in DIR (runs/, worlds/, priors/), and the same command goes on where it was stopped. Ways
+whose library is not installed are left out: run them from an environment that has it, into the same DIR.
 Tables and figures (table.py) are of all that is on record.
 """
 
@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
 from loop import run_one, run_path, space_of
+from prior import earlier_of
 from tasks import TASKS
 from ways import WAYS, make_optimizer
 from world import World
@@ -42,7 +43,7 @@ def main() -> int:
     return 0
 
 
-def names_among(table: Sequence[str] | dict[str, object]) -> Callable[[str], list[str]]:
+def names_among(table: Iterable[str]) -> Callable[[str], list[str]]:
     def read(text: str) -> list[str]:
         names = text.split(",")
         if unknown := [name for name in names if name not in table]:
@@ -63,11 +64,16 @@ def run(out: Path, tasks: Sequence[str], ways: Sequence[str], seeds: int, jobs: 
     ]
     began_s = time.monotonic()
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as executor:
-        asked = {executor.submit(run_one, out, TASKS[task], way, seed): (task, way, seed) for task, way, seed in todo}
+        asked = {executor.submit(one, out, *each): each for each in todo}
         for done, future in enumerate(as_completed(asked), start=1):
             future.result()
             passed_s = time.monotonic() - began_s
             print(f"{done:5}/{len(todo)} {passed_s:6.0f} s  {' '.join(map(str, asked[future]))}", file=sys.stderr)
+
+
+def one(out: Path, task: str, way: str, seed: int) -> None:
+    earlier = (earlier_of(out, TASKS[task]),) if WAYS[way].informed else ()
+    run_one(out, TASKS[task], way, seed, earlier)
 
 
 def installed(ways: Sequence[str]) -> list[str]:

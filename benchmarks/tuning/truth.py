@@ -1,8 +1,9 @@
 """What a config is really worth: its capacity without noise, by 400 requests and to 1 %, and how often it starts.
 
 Two searches: a coarse one finds about where to look, the fine one begins a tenth below. Start-up has luck of its own
-(fragments, the size of graphs), so the capacity is that of the first start which works, and `starts` the share of starts
-that do. Answers are kept, a line each, in OUT/worlds/TASK.jsonl; two processes may write there: a line is one write.
+(fragments, the size of graphs), so the capacity is that of the first start which works, and `starts` is the share of
+starts that do. Answers are kept, a line each, in OUT/worlds/TASK.jsonl. Two processes may write there: a line is one
+write.
 """
 
 from __future__ import annotations
@@ -109,13 +110,13 @@ def find_truth(task: Task, overrides: Config) -> Truth:
 def _starts(engine: SimulatedEngine, overrides: Config) -> bool:
     with TemporaryDirectory() as directory:
         try:
-            engine.run(overrides, LoadPlan(_no_loads(), SEED), Path(directory))
+            engine.run(overrides, LoadPlan(no_loads(), SEED), Path(directory))
         except EngineCrash:
             return False
     return True
 
 
-def _no_loads() -> Generator[Load, Sequence[Timeline], None]:
+def no_loads() -> Generator[Load, Sequence[Timeline], None]:
     yield from ()
 
 

@@ -11,8 +11,8 @@ from sloguard.registry import load
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """`optimizer` is a name of `OPTIMIZERS` or "module:Class" of this directory. Where it is `guarded`, proposals are
-    repaired and what can't start is not tried; `informed` is told a simulated study first (prior.py).
+    """`optimizer` is a name of `OPTIMIZERS` or "module:Class" of this directory. Proposals are repaired; where a way is
+    `guarded`, what provably can't start is not tried. One that is `informed` is told a simulated study (prior.py).
     """
 
     optimizer: str

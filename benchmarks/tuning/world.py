@@ -2,8 +2,8 @@
 
     compute, memory, overhead   each times a factor of the task, 0.7 to 1.5, and times a slow wave over the token budget
                                 and the sequences (8 % high), so that the optimum lies elsewhere
-    knobs                       async scheduling, prefix caching, fp8 KV, block size, watermark and the threshold for long
-                                prompts each have an effect that the simulator doesn't know
+    knobs                       async scheduling, prefix caching, fp8 KV, block size, watermark and the threshold for
+                                long prompts each have an effect that the simulator doesn't know
     activations, fragments      take more than it plans with, so the edges where starts and loads crash lie elsewhere
 
 All of it is drawn from a stream named by the task, and scaled by its `distortion`.
@@ -109,9 +109,16 @@ class _True(SimulatedEngine):
 def _short_of_memory(settings: Settings, engine: SimulatedEngine, task: Task, hidden: Hidden) -> tuple[Gpu, float]:
     """What the extra activations take is missing in the budget; what the extra fragments take, beside it."""
     planned_bytes = memory_of(settings, engine.model, engine.gpu, engine.tp, 0).activations
-    missing_bytes = int(hidden.activations * planned_bytes / settings.gpu_memory_utilization)
-    gpu = replace(engine.gpu, vram_bytes=max(GIB, engine.gpu.vram_bytes - missing_bytes))
+    gpu = _without(engine.gpu, int(hidden.activations * planned_bytes / settings.gpu_memory_utilization))
+    memory = memory_of(settings, engine.model, gpu, engine.tp, 0)
+    if memory.kv_longest <= memory.kv < memory.kv_longest + memory.kv_block:
+        # The engine's start passes this, its cache, which keeps a block for itself, does not.
+        gpu = _without(gpu, 2 * memory.kv_block)
     return gpu, task.others_gib + hidden.fragments * planned_bytes / GIB
+
+
+def _without(gpu: Gpu, missing_bytes: int) -> Gpu:
+    return replace(gpu, vram_bytes=max(GIB, gpu.vram_bytes - missing_bytes))
 
 
 def true_time(believed: BatchTime, settings: Settings, hidden: Hidden) -> BatchTime:
