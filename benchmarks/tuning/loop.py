@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tasks import Task
+from truth import fingerprint
 from ways import WAYS, Way, make_optimizer
 from world import World
 
@@ -139,9 +140,17 @@ def run_path(out: Path, task: str, way: str, seed: int) -> Path:
 def run_one(out: Path, task: Task, way_name: str, seed: int, earlier: Sequence[Earlier] = ()) -> Path:
     """Runs the study and writes its record, unless it is there."""
     path = run_path(out, task.name, way_name, seed)
-    if path.exists():
+    if on_record(path, fingerprint(task)):
         return path
     study = study_of(task, World(task, seed), WAYS[way_name], seed, earlier=tuple(earlier))
-    lines = [json.dumps(record(*made)) for made in trials_of(study, BUDGET)]
-    write_text_atomic(path, "".join(f"{line}\n" for line in lines))
+    write_records(path, [record(*made) for made in trials_of(study, BUDGET)], fingerprint(task))
     return path
+
+
+def write_records(path: Path, records: Sequence[dict[str, Any]], world: str) -> None:
+    write_text_atomic(path, "".join(json.dumps({**line, "world": world}) + "\n" for line in records))
+
+
+def on_record(path: Path, world: str) -> bool:
+    """Whether the study was made, and in the world as it is now."""
+    return path.exists() and json.loads(path.read_text(encoding="utf-8").split("\n", 1)[0]).get("world") == world
