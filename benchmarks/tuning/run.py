@@ -69,11 +69,12 @@ def there(data: Path) -> list[str]:
 
 def run(out: Path, data: Path, tasks: Sequence[str], ways: Sequence[str], seeds: int, jobs: int) -> None:
     (out / "runs").mkdir(parents=True, exist_ok=True)
+    usable = installed(ways)
     todo = [
         (task, way, seed)
         for seed in range(1, seeds + 1)
         for task in tasks
-        for way in installed(ways)
+        for way in usable
         if task in TASKS or way in ONE_EACH
         if not on_record(run_path(out, task, way, seed), fingerprint(TASKS[task]) if task in TASKS else WORLD)
     ]

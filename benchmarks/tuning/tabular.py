@@ -34,6 +34,7 @@ from ways import WAYS, make_optimizer
 from sloguard.contract import Check, Limit, Metric, Verdict
 from sloguard.metrics import summarise
 from sloguard.optim.base import Exhausted, Problem
+from sloguard.request import End, Request, Stage, Timeline
 from sloguard.rng import stream
 from sloguard.slo import Judgement
 from sloguard.space.knobs import Categorical, Int, Knob, same
@@ -90,6 +91,11 @@ class Silicon:
     ttft_ms: float
     tpot_ms: float
 
+
+# A table tells no more of a run than its score: the summary that a trial needs is of one request.
+_NOTHING_MORE = summarise(
+    [Timeline(Request("r0", 0.0, (Stage(1, 1),)), 0.0, 0.0, np.array([1.0]), End.COMPLETED)],
+)
 
 TABULAR: dict[str, Silicon | None] = {
     "real-deepseek-1k": Silicon("deepseek-ai/DeepSeek-R1", "b200_sxm", 1024, 1024, 500, 20),
@@ -182,7 +188,7 @@ def _trial(number: int, proposed: Config, row: Row) -> Trial:
     kept = row.excess <= 0
     judged = Check(Limit(Metric.TTFT, 50, 1.0), math.exp(row.excess), Judgement.MET if kept else Judgement.MISSED)
     leg = Leg(row.score, kept, int(kept), 1, drained=True, excess=row.excess)
-    outcome = Measured(summarise(()), Verdict((judged,), 1), 0.0, capacity=Capacity((leg,), 0.0))
+    outcome = Measured(_NOTHING_MORE, Verdict((judged,), 1), 0.0, capacity=Capacity((leg,), 0.0))
     return Trial(number, proposed, row.config, outcome, cost_s=1.0)
 
 
