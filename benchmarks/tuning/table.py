@@ -1,6 +1,6 @@
 """What the studies on record show: Markdown tables and two figures.
 
-    python benchmarks/tuning/table.py --out DIR [--ours guided+sim] [--jobs 2]
+    python benchmarks/tuning/table.py --out DIR [--ours guided+sim] [--ways x,y] [--jobs 2]
 
 share        true capacity of the incumbent (best by its measured score) over the task's optimum; 0 without one
 regret       1 - share; its area is the mean over the 15 trials, or over the first hour of the clock
@@ -10,14 +10,15 @@ fast         the paper's measure, for a score to be maximised: trials that reach
 consistency  the paper's post-hit consistency: of the trials after the first fast one, the share that is fast
 spread       the paper's cross-seed spread: standard deviation over seeds of the best measured score, over its mean
 
-Only pairs of task and seed that every way has run are counted, so that ways are compared on the same.
+Only pairs of task and seed that every way has run are counted, so that ways are compared on the same; with --ways, of
+those ways.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,15 +47,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--ours", default=OURS)
+    parser.add_argument("--ways", type=lambda text: text.split(","), default=list(WAYS), help="to compare")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
-    show(options.out, options.ours, options.jobs)
+    show(options.out, options.ours, options.jobs, options.ways)
     return 0
 
 
-def show(out: Path, ours: str, jobs: int) -> None:
+def show(out: Path, ours: str, jobs: int, ways: Collection[str] = tuple(WAYS)) -> None:
     """Prints the tables and writes them and the figures, of simulated and of measured tasks apart."""
-    runs = read_runs(out)
+    runs = [run for run in read_runs(out) if run.way in ways]
     for name, group in (
         ("simulated", [run for run in runs if run.task in TASKS]),
         ("measured", [run for run in runs if run.task not in TASKS]),
