@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Array = NDArray[np.float64]
-COLOURS = 24
+COLOURS = 64
 STYLES = ("-", "--", ":", "-.")
 
 
@@ -21,7 +21,15 @@ def curves_figure(curves: Mapping[str, tuple[Array, Array]], title: str, x_label
     axes = figure.subplots()
     for at, (way, (x, y)) in enumerate(curves.items()):
         ours = way.startswith("guided")
-        axes.plot(x, y, label=way, linewidth=2.2 if ours else 1.2, linestyle=STYLES[at // 10 % 4], color=f"C{at % 10}")
+        axes.step(
+            x,
+            y,
+            where="post",
+            label=way,
+            linewidth=2.2 if ours else 1.2,
+            linestyle=STYLES[at // 10 % 4],
+            color=f"C{at % 10}",
+        )
     axes.set(title=title, xlabel=x_label, ylabel="mean of 1 - share of the optimum", ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, ncols=2)
