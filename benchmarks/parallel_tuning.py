@@ -19,7 +19,6 @@ from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
 
-from sloguard.optim.base import Goal
 from sloguard.study.build import build_study
 from sloguard.study.lanes import Lane
 from sloguard.study.log import StudyLog
@@ -88,8 +87,10 @@ def curve(lanes: int, seed: int, budget: int, optimizer: str) -> Curve:
         gpu="A100-40GB",
         request_rate=8.0,
         num_requests=200,
+        objective="goodput",
+        rechecks=0,
     )
-    study, goal = build_study(spec), Goal()
+    study, goal = build_study(spec), spec.goal
     with TemporaryDirectory() as name, ExitStack() as stack:
         log = StudyLog(Path(name))
         stack.enter_context(log.writer())
@@ -99,7 +100,7 @@ def curve(lanes: int, seed: int, budget: int, optimizer: str) -> Curve:
             stack.callback(lane.close)
         free_s = [0.0] * lanes
         found: Curve = [(0.0, 0.0)]
-        for trial in run_parallel(study, log, budget, made, goal, simulated=True):
+        for trial in run_parallel(study, log, budget, made, simulated=True):
             lane = log.proposals()[trial.number][0]
             free_s[lane] += trial.cost_s
             score = (goal.score(trial) or 0.0) if trial.feasible else 0.0

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sloguard.crash import Evidence
-from sloguard.engine.base import Facts, OnPhase, Run, ignore_phase
+from sloguard.engine.base import Facts, LoadPlan, OnPhase, Run, follow, ignore_phase
 from sloguard.errors import EngineCrash
 from sloguard.request import End, Request, Stage, Timeline
 from sloguard.space.space import Space
@@ -48,16 +48,14 @@ class FakeEngine:
     def default_config(self) -> Config:
         return self.default
 
-    def run(
-        self, config: Config, requests: Sequence[Request], trial_dir: Path, on_phase: OnPhase = ignore_phase
-    ) -> Run:
+    def run(self, config: Config, plan: LoadPlan, trial_dir: Path, on_phase: OnPhase = ignore_phase) -> Run:
         self.calls.append(config)
         assert not list(trial_dir.iterdir()), "a trial's directory starts empty"
         (trial_dir / "engine.log").write_text("started\n")
         response = self.respond(config)
         if isinstance(response, Evidence):
             raise EngineCrash(response, cost_s=3.0)
-        return Run(served(requests, *response), startup_s=5.0, cost_s=10.0)
+        return Run(follow(plan, lambda load: served(load.requests, *response)), startup_s=5.0, cost_s=10.0)
 
     def command_for(self, config: Config) -> list[str]:
         return ["fake", *map(str, config.values())]

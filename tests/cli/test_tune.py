@@ -17,7 +17,8 @@ from sloguard.cli.app import main
 
 MODEL = ["--engine", "sim", "--gpu", "A100-40GB", "--model", "Qwen/Qwen2-1.5B", "--optimizer", "tba-tpe"]
 SLOS = ["--slo-ttft-p99", "500", "--slo-itl-p99", "100"]
-STUDY = ["tune", *MODEL, *SLOS, "--seed", "42", "--num-requests", "60"]
+AT_A_RATE = ["--objective", "goodput", "--confirm", "0"]
+STUDY = ["tune", *MODEL, *SLOS, *AT_A_RATE, "--seed", "42", "--num-requests", "60"]
 
 
 def tune(out: Path, *more: str, budget: int = 15) -> subprocess.CompletedProcess[str]:

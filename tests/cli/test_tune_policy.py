@@ -18,7 +18,7 @@ from sloguard.space.policies import of_policy, policy_knobs
 from sloguard.study.choice import read_choices
 from sloguard.trial import Config
 
-SIM = "tune --engine sim --gpu A100-40GB --model Qwen/Qwen2-1.5B --num-requests 60 --budget 4 --seed 1"
+SIM = "tune --engine sim --gpu A100-40GB --model Qwen/Qwen2-1.5B --num-requests 60 --budget 4 --seed 1 --confirm 0"
 PROMISES = "--slo-ttft-p99 500 --slo-itl-p99 100 --slo-tpot-p99 80"
 
 

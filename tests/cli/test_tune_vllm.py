@@ -38,6 +38,7 @@ def study(demo_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (directory / "trace.csv").write_text("\n".join(["arrival_s,input_tokens,output_tokens", *rows]))
     command = [sys.executable, "-m", "sloguard", "tune", "--engine", "vllm", "--engine-python", str(VLLM_PYTHON)]
     command += ["--model", str(demo_tiny), "--space", str(directory / "space.toml"), "--budget", "5", "--no-default"]
+    command += ["--confirm", "0"]
     command += ["--workload", str(directory / "trace.csv"), "--slo-ttft-p99", "5000", "--slo-itl-p99", "2000"]
     command += [word for pair in PINNED for word in ("--engine-arg", pair)]
     env = {**os.environ, STATE_DIR: str(directory / "state"), "HF_HUB_OFFLINE": "1"}

@@ -176,7 +176,7 @@ def test_a_crash_region_is_learnt(name: str) -> None:
     assert late_crashes(name, planted.crash_aside, seeds) < 0.5 * late_crashes("random", planted.crash_aside, 20)
 
 
-@pytest.mark.parametrize("name", ["tba", "tba-tpe"])
+@pytest.mark.parametrize("name", ["tba", "tba-tpe", "guided"])
 def test_an_edge_is_respected_though_the_best_configs_lie_along_it(name: str) -> None:
     """What plain TPE doesn't do: it crashes there as often as random search."""
     assert late_crashes(name, planted.crash_region, 4) < 0.7 * late_crashes("random", planted.crash_region, 20)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sloguard.engine.base import EngineSetup, Timeouts
+from sloguard.engine.base import EngineSetup, Timeouts, once
 from sloguard.engine.endpoint import EndpointEngine
 from sloguard.engine.http_probe import ask
 from sloguard.errors import EngineCrash, SpecError
@@ -50,7 +50,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[str]:
 def test_a_running_server_is_measured(server: str, tmp_path: Path) -> None:
     engine = EndpointEngine(server + "/v1", "the-model")
     phases: list[str] = []
-    run = engine.run(engine.default_config(), LOAD, tmp_path, phases.append)
+    run = engine.run(engine.default_config(), once(LOAD), tmp_path, phases.append)
     assert [t.end for t in run.timelines] == [End.COMPLETED] * len(LOAD)
     assert [t.output_tokens for t in run.timelines] == [5] * len(LOAD)
     assert run.startup_s == 0
@@ -62,7 +62,7 @@ def test_a_running_server_is_measured(server: str, tmp_path: Path) -> None:
 
 def test_it_cannot_be_configured(server: str, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="can't be configured"):
-        EndpointEngine(server, "the-model").run(Config({"max_num_seqs": 8}), LOAD, tmp_path)
+        EndpointEngine(server, "the-model").run(Config({"max_num_seqs": 8}), once(LOAD), tmp_path)
 
 
 def test_a_model_it_does_not_serve(server: str) -> None:
@@ -74,7 +74,7 @@ def test_a_model_it_does_not_serve(server: str) -> None:
 def test_a_server_that_is_gone_afterwards_has_crashed(server: str, tmp_path: Path) -> None:
     engine = EndpointEngine(server, "the-model", timeouts=Timeouts(request_s=2, trial_s=10))
     with pytest.raises(EngineCrash) as caught:
-        engine.run(Config(), LOAD, tmp_path)
+        engine.run(Config(), once(LOAD), tmp_path)
     assert caught.value.evidence.phase == "load"
     assert caught.value.evidence.log_tail
 
@@ -82,13 +82,13 @@ def test_a_server_that_is_gone_afterwards_has_crashed(server: str, tmp_path: Pat
 @pytest.mark.parametrize("server", ["fails-a-request"], indirect=True)
 def test_warm_up_requests_are_sent_first_and_not_counted(server: str, tmp_path: Path) -> None:
     """The server fails the fourth answer it gives: the preflight's are the first, so a warm-up request meets it."""
-    run = EndpointEngine(server, "the-model").run(Config(), LOAD, tmp_path)
+    run = EndpointEngine(server, "the-model").run(Config(), once(LOAD), tmp_path)
     assert [t.end for t in run.timelines] == [End.COMPLETED] * len(LOAD)
 
 
 @pytest.mark.parametrize("server", ["fails-a-request"], indirect=True)
 def test_a_failed_request_of_a_live_server_is_a_result(server: str, tmp_path: Path) -> None:
-    run = EndpointEngine(server, "the-model", warmup=0).run(Config(), LOAD, tmp_path)
+    run = EndpointEngine(server, "the-model", warmup=0).run(Config(), once(LOAD), tmp_path)
     assert sum(t.end is End.FAILED for t in run.timelines) == 1
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sloguard.crash import classify
-from sloguard.engine.base import Engine, EngineSetup, Run, Timeouts
+from sloguard.engine.base import Engine, EngineSetup, Run, Timeouts, once
 from sloguard.engine.simulated import SimulatedEngine
 from sloguard.errors import EngineCrash, SpecError
 from sloguard.metrics import summarise
@@ -37,24 +37,24 @@ def tokens(run: Run) -> list[list[float]]:
 
 def test_equal_seed_and_config_give_an_equal_run_and_another_seed_another(tmp_path: Path):
     config = Config({"max_num_seqs": 32})
-    first, second = (engine().run(config, requests(), tmp_path) for _ in range(2))
+    first, second = (engine().run(config, once(requests()), tmp_path) for _ in range(2))
     assert tokens(first) == tokens(second)
     assert (first.startup_s, first.cost_s, first.effective) == (second.startup_s, second.cost_s, second.effective)
-    assert tokens(engine(seed=1).run(config, requests(), tmp_path)) != tokens(first)
+    assert tokens(engine(seed=1).run(config, once(requests()), tmp_path)) != tokens(first)
 
 
 def test_order_of_runs_changes_nothing(tmp_path: Path):
     a, b = Config({"max_num_seqs": 32}), Config({"max_num_seqs": 8})
     one, other = engine(), engine()
-    forth = [tokens(one.run(config, requests(), tmp_path)) for config in (a, b)]
-    back = [tokens(other.run(config, requests(), tmp_path)) for config in (b, a)]
+    forth = [tokens(one.run(config, once(requests()), tmp_path)) for config in (a, b)]
+    back = [tokens(other.run(config, once(requests()), tmp_path)) for config in (b, a)]
     assert forth == back[::-1]
 
 
 def test_a_default_written_out_is_the_default(tmp_path: Path):
     quiet = engine()
-    said = quiet.run(Config({"enforce_eager": False, "max_num_seqs": 256}), requests(), tmp_path)
-    assert tokens(said) == tokens(quiet.run(Config(), requests(), tmp_path))
+    said = quiet.run(Config({"enforce_eager": False, "max_num_seqs": 256}), once(requests()), tmp_path)
+    assert tokens(said) == tokens(quiet.run(Config(), once(requests()), tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_says_everywhere_that_it_is_simulated(tmp_path: Path):
     assert (described["engine"], described["simulated"]) == ("sim", "true")
     assert "A100" in described["step_times"]
     with pytest.raises(EngineCrash):
-        engine().run(Config({"max_num_seqs": 4096}), requests(), tmp_path)
+        engine().run(Config({"max_num_seqs": 4096}), once(requests()), tmp_path)
     assert "sloguard simulates" in (tmp_path / "engine.log").read_text()
 
 
@@ -80,13 +80,13 @@ def test_published_latency_of_the_simulated_pair(tmp_path: Path):
     """SLO-Guard's public sequential trials: 100 tokens in about 431 ms with CUDA graphs, 1980 ms eager."""
     alone = [Request(str(i), 10.0 * i, (Stage(20, 100),)) for i in range(5)]
     for eager, published_s in ((False, 0.431), (True, 1.98)):
-        run = engine().run(Config({"enforce_eager": eager}), alone, tmp_path)
+        run = engine().run(Config({"enforce_eager": eager}), once(alone), tmp_path)
         assert summarise(run.timelines).e2el_s.mean == pytest.approx(published_s, rel=0.15)
 
 
 def test_knobs_move_what_they_move_on_a_gpu(tmp_path: Path):
     def run(load: list[Request], **changes) -> Run:
-        return engine(noise=0.0).run(Config(changes), load, tmp_path)
+        return engine(noise=0.0).run(Config(changes), once(load), tmp_path)
 
     busy = requests(400, rate=200.0, prompt=600)
     few, many = (summarise(run(busy, max_num_seqs=n).timelines) for n in (32, 256))
@@ -110,7 +110,7 @@ def test_knobs_move_what_they_move_on_a_gpu(tmp_path: Path):
 
 def test_fp8_kv_doubles_the_cache_and_is_read_faster(tmp_path: Path):
     h100 = SimulatedEngine(MODELS["meta-llama/Llama-3.1-8B"], GPUS["H100"], noise=0.0)
-    wide, narrow = (h100.run(Config({"kv_cache_dtype": k}), requests(), tmp_path) for k in ("auto", "fp8"))
+    wide, narrow = (h100.run(Config({"kv_cache_dtype": k}), once(requests()), tmp_path) for k in ("auto", "fp8"))
     assert narrow.effective["kv_cache_tokens"] == pytest.approx(2 * wide.effective["kv_cache_tokens"], rel=0.001)  # type: ignore[operator]
     assert summarise(narrow.timelines).tpot_s.mean < summarise(wide.timelines).tpot_s.mean  # type: ignore[operator]
 
@@ -119,14 +119,14 @@ def test_too_long_requests_are_refused_and_slow_ones_time_out(tmp_path: Path):
     too_long = Request("long", 0.0, (Stage(4090, 20),))
     slow = Request("slow", 0.0, (Stage(10, 2000),))
     impatient = engine(timeouts=Timeouts(request_s=2.0))
-    ends = [line.end for line in impatient.run(Config(), [too_long, slow], tmp_path).timelines]
+    ends = [line.end for line in impatient.run(Config(), once([too_long, slow]), tmp_path).timelines]
     assert ends == [End.REFUSED, End.TIMED_OUT]
 
 
 def test_a_crash_costs_the_time_it_took_and_is_classified_like_a_real_one(tmp_path: Path):
     crashed = SimulatedEngine(MODELS["meta-llama/Llama-3.1-8B"], GPUS["L4"])
     with pytest.raises(EngineCrash) as raised:
-        crashed.run(crashed.default_config(), requests(), tmp_path)
+        crashed.run(crashed.default_config(), once(requests()), tmp_path)
     crash = classify(raised.value.evidence)
     assert (crash.category, crash.phase, crash.environment) == ("oom", "startup", False)
     assert "GiB" in crash.line
@@ -144,7 +144,7 @@ def test_a_fifth_to_three_fifths_of_random_configs_fail(model: str, gpu: str, ma
     crashes = 0
     for _ in range(200):
         try:
-            simulated.run(space.sample(rng), [], tmp_path)
+            simulated.run(space.sample(rng), once([]), tmp_path)
         except EngineCrash:
             crashes += 1
     assert 40 <= crashes <= 120

@@ -19,7 +19,7 @@ import pytest
 from demo_model import VLLM_PYTHON, needs_vllm
 from procs import alive_with
 from sloguard.crash import diagnose
-from sloguard.engine.base import Run, Timeouts
+from sloguard.engine.base import Run, Timeouts, once
 from sloguard.engine.processes import RUN_ID, STATE_DIR, reap_orphans
 from sloguard.engine.vllm import VllmEngine
 from sloguard.errors import EngineCrash
@@ -80,7 +80,7 @@ def test_a_healthy_run(demo_tiny: Path, tmp_path: Path) -> None:
     shared_before = shared_memory()
     engine = VllmEngine(str(demo_tiny), python=str(VLLM_PYTHON), fixed=SMALL, timeouts=PATIENT, warmup=2)
     phases: list[str] = []
-    run = engine.run(Config({"max_num_seqs": 16}), requests(10, 0.05, 8), tmp_path / "trial", phases.append)
+    run = engine.run(Config({"max_num_seqs": 16}), once(requests(10, 0.05, 8)), tmp_path / "trial", phases.append)
     assert isinstance(run, Run)
     assert [t.end for t in run.timelines] == [End.COMPLETED] * 10
     assert [t.output_tokens for t in run.timelines] == [8] * 10
@@ -130,7 +130,7 @@ def test_a_config_that_cannot_start(
         del fixed["kv_cache_memory_bytes"]
     engine = VllmEngine(str(demo_tiny), python=str(VLLM_PYTHON), fixed=fixed, timeouts=PATIENT)
     with pytest.raises(EngineCrash) as crash:
-        engine.run(Config(config), requests(1, 0, 1), tmp_path / "trial")
+        engine.run(Config(config), once(requests(1, 0, 1)), tmp_path / "trial")
     evidence = crash.value.evidence
     assert (evidence.phase, evidence.exit_code, evidence.timed_out) == ("startup", 1, False)
     assert cause_in_log in evidence.log_tail
@@ -158,7 +158,7 @@ def test_an_engine_that_fails_under_load(
     engine = VllmEngine(str(demo_tiny), python=str(VLLM_PYTHON), fixed=SMALL, timeouts=timeouts)
     strike = during_load(lambda: server_processes()[victim].send_signal(number))
     with pytest.raises(EngineCrash) as crash:
-        engine.run(Config(), requests(100, 0.05, 200), tmp_path / "trial", strike)
+        engine.run(Config(), once(requests(100, 0.05, 200)), tmp_path / "trial", strike)
     evidence = crash.value.evidence
     assert (evidence.phase, evidence.timed_out) == ("load", timed_out)
     if victim == "api":
@@ -174,7 +174,7 @@ def test_an_engine_that_fails_under_load(
 OWNER = """
 import sys
 from pathlib import Path
-from sloguard.engine.base import Timeouts
+from sloguard.engine.base import Timeouts, once
 from sloguard.engine.vllm import VllmEngine
 from sloguard.request import Request, Stage
 from sloguard.trial import Config
@@ -182,7 +182,7 @@ python, model, trial = sys.argv[1:]
 fixed = {"enforce_eager": True, "max_model_len": 512, "gpu_memory_utilization": 0.05, "kv_cache_memory_bytes": "64M"}
 engine = VllmEngine(model, python=python, fixed=fixed, timeouts=Timeouts(first_start_s=300))
 load = [Request(f"r{i}", i * 0.1, (Stage(20, 50),)) for i in range(600)]
-engine.run(Config(), load, Path(trial), lambda phase: print(phase, flush=True))
+engine.run(Config(), once(load), Path(trial), lambda phase: print(phase, flush=True))
 """
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from procs import alive_with
 from sloguard.engine import gpu_memory, vllm, vllm_server
-from sloguard.engine.base import EngineSetup, Timeouts
+from sloguard.engine.base import EngineSetup, Timeouts, once
 from sloguard.engine.processes import STATE_DIR, Orphan
 from sloguard.engine.vllm import VllmEngine, server_environment
 from sloguard.engine.vllm_install import find_vllm
@@ -63,7 +63,7 @@ def left(tmp_path: Path) -> list[int]:
 
 def crash(engine: VllmEngine, tmp_path: Path) -> EngineCrash:
     with pytest.raises(EngineCrash) as caught:
-        engine.run(Config({"max_num_seqs": 8}), LOAD, tmp_path / "trial")
+        engine.run(Config({"max_num_seqs": 8}), once(LOAD), tmp_path / "trial")
     assert left(tmp_path) == []
     assert record(tmp_path)["crashed_during"] == caught.value.evidence.phase
     assert caught.value.cost_s > 0
@@ -74,7 +74,7 @@ def test_a_run_that_works(make_engine: MakeEngine, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("VLLM_API_KEY", "secret")
     engine = make_engine()
     phases: list[str] = []
-    run = engine.run(Config({"max_num_seqs": 8, "enforce_eager": False}), LOAD, tmp_path / "trial", phases.append)
+    run = engine.run(Config({"max_num_seqs": 8, "enforce_eager": False}), once(LOAD), tmp_path / "trial", phases.append)
     assert [t.end for t in run.timelines] == [End.COMPLETED] * len(LOAD)
     assert [t.request for t in run.timelines] == LOAD
     assert (phases[0], phases[-1]) == ("starting", "stopping")
@@ -89,7 +89,7 @@ def test_a_run_that_works(make_engine: MakeEngine, tmp_path: Path, monkeypatch: 
 
 def test_the_first_start_of_a_model_is_given_longer(make_engine: MakeEngine, tmp_path: Path) -> None:
     engine = make_engine(timeouts=Timeouts(server_start_s=0.0, first_start_s=30))
-    engine.run(Config(), LOAD, tmp_path / "trial")
+    engine.run(Config(), once(LOAD), tmp_path / "trial")
     assert record(tmp_path)["first_start"] is True
     again = crash(engine, tmp_path)
     assert record(tmp_path)["first_start"] is False
@@ -130,14 +130,14 @@ def test_a_server_that_hangs_under_load(make_engine: MakeEngine, tmp_path: Path)
 
 
 def test_a_failed_request_of_a_live_server_is_a_result(make_engine: MakeEngine, tmp_path: Path) -> None:
-    run = make_engine("fails-a-request").run(Config(), LOAD, tmp_path / "trial")
+    run = make_engine("fails-a-request").run(Config(), once(LOAD), tmp_path / "trial")
     assert sum(t.end is End.FAILED for t in run.timelines) == 1
     assert sum(t.end is End.COMPLETED for t in run.timelines) == len(LOAD) - 1
 
 
 def test_a_model_that_does_not_complete_is_the_users_error(make_engine: MakeEngine, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="this model does not complete"):
-        make_engine("refuses").run(Config(), LOAD, tmp_path / "trial")
+        make_engine("refuses").run(Config(), once(LOAD), tmp_path / "trial")
     assert left(tmp_path) == []
 
 
@@ -151,7 +151,7 @@ def test_an_interrupt_stops_even_a_stubborn_server(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        make_engine("stubborn").run(Config(), LOAD, tmp_path / "trial", interrupt)
+        make_engine("stubborn").run(Config(), once(LOAD), tmp_path / "trial", interrupt)
     assert left(tmp_path) == []
     assert record(tmp_path)["signal"] == 9
 
@@ -297,7 +297,7 @@ def test_what_a_killed_sloguard_held_is_no_part_of_a_clean_gpu(
     engine = make_engine()
     used["GPU-aaaa"] = 4 * GIB
     monkeypatch.setattr(vllm, "reap_orphans", list[Orphan])
-    run = engine.run(Config(), LOAD, tmp_path / "trial")
+    run = engine.run(Config(), once(LOAD), tmp_path / "trial")
     assert any(str(4 * GIB) in note for note in run.notes)
     assert record(tmp_path)["orphans_ended"] == ["trials/007"]
 

@@ -17,8 +17,8 @@ from sloguard.rng import stream
 from sloguard.study.build import build_study
 from sloguard.study.lanes import Lane, Work, gpu_lanes
 from sloguard.study.log import StudyLog
-from sloguard.study.parallel import run_parallel, with_guesses
-from sloguard.study.runner import Study, attempt, run_study
+from sloguard.study.parallel import run_parallel
+from sloguard.study.runner import Study, attempt, run_study, with_guesses
 from sloguard.study.spec import StudySpec
 from sloguard.trial import Config, Measured, Proposal, Refused, Trial
 
@@ -57,7 +57,7 @@ def run_all(study: Study, directory: Path, lanes: int = LANES, budget: int = BUD
         made = [Lane(lambda: Here(study)) for _ in range(lanes)]
         for lane in made:
             stack.callback(lane.close)
-        return list(run_parallel(study, log, budget, made, Goal(), simulated=True))
+        return list(run_parallel(study, log, budget, made, simulated=True))
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_a_killed_process_is_replaced_and_its_trial_made_once(whole: Path, tmp_p
         for lane in lanes:
             stack.callback(lane.close)
         killed = 0
-        for trial in run_parallel(build_study(SPEC), log, BUDGET, lanes, Goal(), simulated=True):
+        for trial in run_parallel(build_study(SPEC), log, BUDGET, lanes, simulated=True):
             if trial.number % 4 == 0:
                 for lane in lanes_of(psutil.Process()):
                     lane.kill()

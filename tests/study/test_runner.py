@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from sloguard.optim.random import RandomSearch
 from sloguard.space.knobs import Categorical, Int
 from sloguard.space.repair import Repaired
 from sloguard.space.space import Space
+from sloguard.study.asking import FixedLoad
 from sloguard.study.log import StudyLog
 from sloguard.study.results import Results
 from sloguard.study.runner import EnvironmentFault, Study, run_study
@@ -45,7 +47,8 @@ def a_study(
 ) -> Study:
     problem = Problem(SPACE, Goal(), budget, lambda config: repair(config).config)
     limits = (Limit(Metric.TTFT, 99, 0.2),)
-    return Study(engine, RandomSearch(problem), SPACE, repair, guard, some_requests(), Contract(limits), 7, True, 0.0)
+    question = FixedLoad(lambda seed: some_requests(), Contract(limits), 7)
+    return Study(engine, RandomSearch(problem), SPACE, repair, guard, question, Goal(), 7, True, retry_wait_s=0.0)
 
 
 def run_all(study: Study, directory: Path, budget: int = 12) -> list[Trial]:
@@ -147,9 +150,7 @@ def test_an_exhausted_space_ends_the_study_early(tmp_path: Path) -> None:
     study = a_study(FakeEngine(bigger_is_faster_until_it_crashes), guard=no_guard)
     small = Space((Categorical("eager", (False, True)),))
     problem = Problem(small, Goal(), 10, lambda config: config)
-    study = Study(
-        study.engine, RandomSearch(problem), small, no_repair, no_guard, study.requests, study.contract, 1, True, 0.0
-    )
+    study = replace(study, optimizer=RandomSearch(problem), space=small)
     assert len(run_all(study, tmp_path, budget=10)) == 3
 
 

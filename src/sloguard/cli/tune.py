@@ -1,4 +1,4 @@
-"""`sloguard tune`: find the engine configuration that keeps the SLOs with the highest goodput."""
+"""`sloguard tune`: find the engine configuration that keeps the SLOs at the highest request rate."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ import typer
 
 from sloguard import __version__
 from sloguard.cli.options import api_key_from, parse_engine_args
-from sloguard.cli.progress import StudyProgress, plain_console
+from sloguard.cli.progress import StudyProgress, counted, plain_console
 from sloguard.engine.gpu_detect import visible_gpus
 from sloguard.engine.lend import scheduler_arguments
 from sloguard.engine.ray_cluster import cluster, places
 from sloguard.errors import SpecError
-from sloguard.optim.base import Goal
 from sloguard.plugins.options import Promise
 from sloguard.report.files import write_text_atomic
 from sloguard.report.tables import study_report
@@ -29,17 +28,26 @@ from sloguard.space.flags import to_yaml
 from sloguard.space.policies import of_policy
 from sloguard.study.build import build_study, engine_policy
 from sloguard.study.lanes import Lane, Work, await_workers, close_all, gpu_lanes
-from sloguard.study.log import StudyLog
+from sloguard.study.log import LOG_NAME, StudyLog
 from sloguard.study.parallel import run_parallel
+from sloguard.study.prior import SIMULATION, earlier_trials
 from sloguard.study.ray_lanes import ray_lanes
 from sloguard.study.results import Results
 from sloguard.study.runner import Study, run_study
-from sloguard.study.spec import StudySpec, digest_of
+from sloguard.study.spec import ATTAINMENT, StudySpec, digest_of
 from sloguard.trial import Value
 
 EXIT_INFEASIBLE = 3
 RESULT_FILES = ("study.jsonl", "summary.json", "best.yaml", "trials")
-FLAGS = {"slo_p99_s": "--slo-*-p99 (in seconds)", "engine_args": "--engine-arg", "try_default": "--default"}
+FLAGS = {
+    "slo_p99_s": "--slo-*-p99 (in seconds)",
+    "slo_s": "--slo-* (in seconds)",
+    "engine_args": "--engine-arg",
+    "try_default": "--default",
+    "rechecks": "--confirm",
+    "budget_s": "--budget-minutes (in seconds)",
+    "priors": "--prior",
+}
 
 
 def command(
@@ -49,23 +57,38 @@ def command(
     gpu: Annotated[str | None, typer.Option(help="GPU, e.g. A100-40GB. Needed by sim; detected for vllm.")] = None,
     tensor_parallel: Annotated[int, typer.Option(min=1, help="GPUs the model is split over.")] = 1,
     optimizer: Annotated[
-        str, typer.Option(help="random | tpe | tba | tba-tpe | constrained-bo, or your own.")
-    ] = "tba-tpe",
-    budget: Annotated[int, typer.Option(help="Trials in all; each is one engine start.")] = 15,
+        str, typer.Option(help="guided | random | tpe | tba | tba-tpe | constrained-bo, or your own.")
+    ] = "guided",
+    budget: Annotated[int, typer.Option(help="Configs to try; each is one engine start.")] = 15,
+    budget_minutes: Annotated[float | None, typer.Option(help="Try no more after so many minutes of trials.")] = None,
+    budget_gpu_hours: Annotated[float | None, typer.Option(help="The same in hours times GPUs of a trial.")] = None,
+    confirm: Annotated[int, typer.Option(help="Fresh starts of each candidate for the best, at the end.")] = 2,
+    prior: Annotated[
+        list[str] | None, typer.Option(metavar="sim|DIR", help="Begin with what a simulation, or a study, found.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of arrivals, prompts and proposals.")] = 0,
+    slo_ttft: Annotated[float | None, typer.Option(help="Promise to each request: time to first token, ms.")] = None,
+    slo_tpot: Annotated[float | None, typer.Option(help="Promise to each: mean time per output token, ms.")] = None,
+    slo_latency: Annotated[float | None, typer.Option(help="Promise to each: end-to-end latency, ms.")] = None,
+    attainment: Annotated[float, typer.Option(help="Share of requests that have to get what they are promised.")] = (
+        ATTAINMENT
+    ),
     slo_ttft_p99: Annotated[float | None, typer.Option(help="Limit on p99 time to first token, ms.")] = None,
     slo_itl_p99: Annotated[float | None, typer.Option(help="Limit on p99 inter-token latency, ms.")] = None,
     slo_tpot_p99: Annotated[float | None, typer.Option(help="Limit on p99 time per output token, ms.")] = None,
     slo_latency_p99: Annotated[float | None, typer.Option(help="Limit on p99 end-to-end latency, ms.")] = None,
     objective: Annotated[
-        str, typer.Option(help="goodput (tokens/s, maximised) | latency (mean, minimised).")
-    ] = "goodput",
+        str, typer.Option(help="capacity (largest rate that keeps the SLOs) | goodput | latency, at --request-rate.")
+    ] = "capacity",
+    race: Annotated[
+        bool, typer.Option(show_default=False, help="Drop a config that fails at the best rate so far (it does).")
+    ] = True,
     space: Annotated[str, typer.Option(help="vllm | paper8 | a TOML file of knobs.")] = "vllm",
     workload: Annotated[str, typer.Option(help="interactive | batch | bursty | a trace file.")] = "interactive",
     request_rate: Annotated[
-        float | None, typer.Option(help="Requests per second offered; the workload's own if absent.")
+        float | None, typer.Option(help="Requests/s offered, or where the search begins; the workload's own if absent.")
     ] = None,
-    num_requests: Annotated[int | None, typer.Option(help="Requests per trial; the workload's own if absent.")] = None,
+    num_requests: Annotated[int | None, typer.Option(help="Requests of a load; the workload's own if absent.")] = None,
     trace_scaling: Annotated[str, typer.Option(help="How a trace is brought to the rate: stretch | thin.")] = "stretch",
     engine_arg: Annotated[
         list[str] | None, typer.Option(metavar="K=V", help="Engine argument pinned in every trial.")
@@ -92,6 +115,7 @@ def command(
     Example: `sloguard tune --engine sim --gpu A100-40GB --model Qwen/Qwen2-1.5B --slo-ttft-p99 500 --out study`
     """
     limits_ms = {"ttft": slo_ttft_p99, "itl": slo_itl_p99, "tpot": slo_tpot_p99, "e2el": slo_latency_p99}
+    own_ms = {"ttft": slo_ttft, "tpot": slo_tpot, "e2el": slo_latency}
     spec = StudySpec(
         engine=engine,
         model=model,
@@ -112,7 +136,13 @@ def command(
         try_default=default,
         trace_scaling=trace_scaling,
         policy=policy,
-        inputs={path: digest for path in (space, workload) if (digest := digest_of(path)) is not None},
+        slo_s={name: ms / 1000 for name, ms in own_ms.items() if ms is not None},
+        attainment=attainment,
+        race=race,
+        rechecks=confirm,
+        budget_s=_budget_s(budget_minutes, budget_gpu_hours, tensor_parallel),
+        priors=tuple(prior or ()),
+        inputs=_inputs(space, workload, *(str(Path(name) / LOG_NAME) for name in prior or () if name != SIMULATION)),
     )
     if not out.strip():
         raise SpecError("--out", out, "is empty", "Name a directory; it is made if it doesn't exist.")
@@ -122,19 +152,21 @@ def command(
     study = build_study(spec, api_key)
     started_s = time.monotonic()
     with log.writer(), ExitStack() as stack:
+        if spec.priors:
+            with counted("simulating beforehand") as on_trial:
+                study = build_study(spec, api_key, earlier_trials(spec, study.space, log.directory, on_trial))
         lanes = _lanes(spec, api_key, study, log.directory, parallel, ray_address, stack)
         _open(log, spec, study, len(lanes))
         try:
-            with StudyProgress(Goal(spec.objective), spec.budget, log.trials()) as progress:
+            with StudyProgress(spec.goal, spec.budget, log.trials()) as progress:
                 if lanes:
-                    goal, simulated = Goal(spec.objective), spec.engine == "sim"
-                    trials = run_parallel(study, log, spec.budget, lanes, goal, simulated, progress.starting)
+                    trials = run_parallel(study, log, spec.budget, lanes, spec.engine == "sim", progress.starting)
                 else:
                     trials = run_study(study, log, spec.budget, progress.starting, progress.phase)
                 for trial in trials:
                     progress.finished(trial)
         finally:  # what is known when a study is interrupted or the machine fails is as good as at its end
-            results = Results(log.trials(), Goal(spec.objective), spec.try_default)
+            results = Results(log.trials(), spec.goal, spec.try_default)
             summary = _write_results(log.directory, spec, study, results, time.monotonic() - started_s)
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
@@ -146,6 +178,19 @@ def command(
         made = [name for name in RESULT_FILES if (log.directory / name).exists()]
         typer.echo(f"Everything is in {out}/: {', '.join(made)}")
     return 0 if results.best else EXIT_INFEASIBLE
+
+
+def _budget_s(minutes: float | None, gpu_hours: float | None, gpus: int) -> float | None:
+    """The tighter of the two."""
+    limits_s = [
+        minutes * 60 if minutes is not None else None,
+        gpu_hours * 3600 / gpus if gpu_hours is not None else None,
+    ]
+    return min((limit_s for limit_s in limits_s if limit_s is not None), default=None)
+
+
+def _inputs(*paths: str) -> dict[str, str]:
+    return {path: digest for path in paths if (digest := digest_of(path)) is not None}
 
 
 def _check_target(log: StudyLog, resume: bool) -> None:

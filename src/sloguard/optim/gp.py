@@ -25,6 +25,8 @@ from sloguard.trial import Config
 Array = NDArray[np.float64]
 
 ITERATIONS = 25  # of L-BFGS: beyond, the fit changes by less than its prior's width
+NUMBERS_WEIGHT = 2.0  # a number moves y by so much more than a choice
+FARTHEST = 3.0  # standard deviations that a hyperparameter may be off its prior's median
 JITTER = 1e-8
 JOINT_LENGTH, JOINT_OTHER = (
     0.5,
@@ -34,10 +36,13 @@ JOINT_LENGTH, JOINT_OTHER = (
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """`unit` [n, d] holds numbers (0 for choices and inactive knobs), `level` [n, d] choices (-1: inactive)."""
+    """`unit` [n, d] holds numbers (0 for choices and inactive knobs), `level` [n, d] choices (-1: inactive), `numbers`
+    which knobs are numbers.
+    """
 
     unit: Array
     level: NDArray[np.int64]
+    numbers: NDArray[np.int64]
 
     @staticmethod
     def of(configs: Sequence[Config], space: Space) -> Points:
@@ -47,14 +52,10 @@ class Points:
         active = np.array([a for _, a in pairs], dtype=np.bool_).reshape(len(pairs), d)
         counts = np.array([k.count if isinstance(k, Categorical) else 0 for k in space.knobs], dtype=np.int64)
         level = np.where(active, np.floor(unit * counts).astype(np.int64), -1)
-        return Points(np.where(active & (counts == 0), unit, 0.0), level)
+        return Points(np.where(active & (counts == 0), unit, 0.0), level, np.flatnonzero(counts == 0))
 
     def __len__(self) -> int:
         return len(self.unit)
-
-    def take(self, index: Sequence[int] | NDArray[np.int64]) -> Points:
-        rows = np.asarray(index, dtype=np.int64)
-        return Points(self.unit[rows], self.level[rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class _Gaps:
 
     def __init__(self, a: Points, b: Points) -> None:
         self.same = (a.level.T[:, :, None] == b.level.T[:, None, :]).astype(np.float64)
-        self.numbers = np.flatnonzero((a.unit != 0).any(axis=0) | (b.unit != 0).any(axis=0))
+        self.numbers = a.numbers
         left, right = a.unit.T[self.numbers], b.unit.T[self.numbers]
         self.gap = np.abs(left[:, :, None] - right[:, None, :])
         far = (self.gap * self.same[self.numbers] / JOINT_LENGTH) ** 2
@@ -166,7 +167,8 @@ def fitted(x: Points, y: Array, extra: Array, scales: Scales, prior: Gp | None =
     residual = y - before - mean
     known = prior.cov(x, x) if prior is not None and n else np.zeros((n, n))
     gaps = _Gaps(x, x)
-    centre = np.log([scales.spread, *[1 / np.sqrt(max(d, 1))] * d, scales.joint, scales.length, scales.noise])
+    weights = np.where(np.isin(np.arange(d), x.numbers), NUMBERS_WEIGHT, 1.0)
+    centre = np.log([scales.spread, *(weights / np.sqrt(max(d, 1))), scales.joint, scales.length, scales.noise])
     wide = scales.log_sds
     sds = np.array([wide[0], *[wide[1]] * d, *wide[2:]])
 
@@ -183,26 +185,30 @@ def fitted(x: Points, y: Array, extra: Array, scales: Scales, prior: Gp | None =
         alpha = _solved(chol, _solved(chol, residual), transposed=True)
         return h, chol, alpha, k, by_length
 
-    def loss(theta: Array) -> tuple[float, Array]:
-        """Minus the log posterior of theta, and its gradient."""
-        h, chol, alpha, k, by_length = terms(theta)
+    def loss(off: Array) -> tuple[float, Array]:
+        """Minus the log posterior and its gradient; `off` in standard deviations from the priors' medians."""
+        h, chol, alpha, k, by_length = terms(centre + off * sds)
         half = _solved(chol, np.eye(n))
         pull = half.T @ half - np.outer(alpha, alpha)  # the gradient by an entry of K, twice
         by_knob = h.knobs * np.einsum("ij,dij->d", pull, k)
         by_joint = h.joint * float((pull * gaps.joint).sum())
         length = 0.5 * float(h.knobs[gaps.numbers] @ np.einsum("ij,dij->d", pull, by_length))
         noise = h.noise * float(np.trace(pull))
-        off = (theta - centre) / sds
-        gradient = np.array([by_knob.sum() + by_joint, *by_knob, by_joint, length, noise]) + off / sds
+        gradient = np.array([by_knob.sum() + by_joint, *by_knob, by_joint, length, noise]) * sds + off
         return _minus_log_density(chol, alpha, residual) + 0.5 * float(off @ off), gradient
 
-    theta, value = centre, 0.0
-    if n:
-        found = minimize(loss, centre, jac=True, method="L-BFGS-B", options={"maxiter": ITERATIONS, "ftol": 1e-4})
-        theta, value = np.asarray(found.x, dtype=np.float64), float(found.fun)
-        h, chol, alpha, *_ = terms(theta)
-        return Gp(x, h, prior, mean, chol, alpha, -value)
-    return Gp(x, hyper(theta), prior, mean, np.zeros((0, 0)), np.zeros(0), 0.0)
+    if not n:
+        return Gp(x, hyper(centre), prior, mean, np.zeros((0, 0)), np.zeros(0), 0.0)
+    found = minimize(
+        loss,
+        np.zeros(len(centre)),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(-FARTHEST, FARTHEST)] * len(centre),
+        options={"maxiter": ITERATIONS, "ftol": 1e-4},
+    )
+    h, chol, alpha, *_ = terms(centre + np.asarray(found.x) * sds)
+    return Gp(x, h, prior, mean, chol, alpha, -float(found.fun))
 
 
 def _solved(chol: Array, right: Array, *, transposed: bool = False) -> Array:

@@ -5,8 +5,9 @@
     misses      log(measured / limit) of each SLO; under `capacity` the SLOs are inside the score
 
 The next config has the largest expected improvement (of the log score) times its chances to start, to survive and to
-keep the SLOs, among configs drawn over the space, around the best ones and around the engine's default. One that is
-more likely to crash than not comes after all others.
+keep the SLOs, less the price of a crash, among configs drawn over the space, around the best ones, around the best of
+each source and around the engine's default. One that is more likely to crash than not comes after all others.
+Expected improvement settles near the best by itself: a gain of less than a crash's price is not worth a risk.
 """
 
 from __future__ import annotations
@@ -27,16 +28,20 @@ from sloguard.space.space import Space
 from sloguard.trial import Config, Measured, Trial, Value
 
 SCORE = Question(Scales(spread=0.5, noise=0.03, shift=0.5))
-RUNS = Question(Scales(spread=0.7, noise=0.3, shift=0.4, joint=0.7), prior=0.5)
+RUNS = Question(Scales(spread=0.7, noise=0.3, shift=0.4, joint=0.7), prior=0.2)
 MISS = Question(Scales(spread=0.7, noise=0.1, shift=0.7))
 COST = Question(Scales(spread=0.3, noise=0.1, shift=0.5))
 LABEL_SD = 0.4  # how sharply a label's process tells failing from running
 LEAST_CHANCE = 0.5  # of running; less comes after all others
 
-UNIFORM, NEAR, FINALISTS = 256, 24, 48
+UNIFORM, NEAR, FINALISTS = 200, 40, 48
+CLIMBS, CLIMBERS, STEPS_OUT = 3, 6, 8  # rounds uphill, from how many configs, to how many around each
+MOST_MOVES = 4  # knobs at a time
+CAUTION = 2.0  # power of the chance to run: where it is learnt from few trials it is overrated
+CRASH_PRICE = 0.02  # log score that one would give to be spared a crash
 CENTRES = 3  # of the best configs so far, and of every source
 STEPS = 5  # values of a number that are tried with all else kept
-SIGMAS, STRUCT = (0.08, 0.25), 0.4
+SIGMA, STRUCT = 0.2, 0.5
 Scorer = Callable[[Sequence[Config]], Array]
 
 
@@ -51,7 +56,9 @@ class Guided:
         found: dict[str, list[Gp]] = {}
         for source in self.problem.earlier:
             trials = taught(source.trials)
-            for name, (question, lessons) in self._asked(trials).items():
+            asked = self._asked(trials)
+            asked.pop("cost", None)  # its clock is another
+            for name, (question, lessons) in asked.items():
                 process = learnt(trials, lessons, question, self.problem.space)
                 found.setdefault(name, []).extend([] if process is None else [process])
         object.__setattr__(self, "sources", found)
@@ -62,9 +69,10 @@ class Guided:
             name: belief(trials, lessons, question, self.problem.space, self.sources.get(name, []))
             for name, (question, lessons) in self._asked(trials).items()
         }
+        to_beat = self._to_beat(trials, beliefs)
 
         def scored(configs: Sequence[Config]) -> Array:
-            return _worth(Points.of(configs, self.problem.space), beliefs, self._to_beat(trials, beliefs))
+            return _worth(Points.of(configs, self.problem.space), beliefs, to_beat)
 
         return first_fresh(self.problem, history, rng, self._ranked(trials, rng, scored))
 
@@ -95,15 +103,15 @@ class Guided:
         """Candidates, best first: the finalists as they would be repaired, then all others."""
         space = self.problem.space
         pool = [space.sample(rng) for _ in range(UNIFORM)]
-        centres = [space.complete(config, rng) for config in self._centres(trials)]
-        for centre in centres:
-            pool += _sweeps(centre, space, rng)
-            pool += [space.neighbour(centre, rng, sigma, STRUCT) for sigma in SIGMAS for _ in range(NEAR // 2)]
+        for centre in [space.complete(config, rng) for config in self._centres(trials)]:
+            pool += [*_sweeps(centre, space, rng), *_moved(centre, space, rng, NEAR)]
         pool = list(dict.fromkeys(pool))
-        order = _order(scored(pool))
-        around = [space.neighbour(pool[i], rng, sigma, STRUCT) for i in order[:8] for sigma in SIGMAS for _ in range(6)]
-        pool = list(dict.fromkeys([*(pool[i] for i in order), *around]))
-        order = _order(scored(pool))
+        worth = scored(pool)
+        for _ in range(CLIMBS):  # from where the worth is largest, uphill
+            tops = [pool[i] for i in _order(worth)[:CLIMBERS]]
+            new = list(dict.fromkeys(c for top in tops for c in _moved(top, space, rng, STEPS_OUT)))
+            pool, worth = [*pool, *new], np.concatenate([worth, scored(new)])
+        order = _order(worth)
         finalists = list(dict.fromkeys(self.problem.repair(pool[i]) for i in order[:FINALISTS]))
         yield from (finalists[i] for i in _order(scored(finalists)))
         yield from (pool[i] for i in order[FINALISTS:])
@@ -126,7 +134,7 @@ def _order(worth: Array) -> list[int]:
 
 
 def _worth(at: Points, beliefs: dict[str, Belief], to_beat: float | None) -> Array:
-    """[m] log of what trying each point is worth."""
+    """[m] what trying each point is worth, in log score; below -1 where it rather crashes."""
     runs = np.ones(len(at))
     for name in ("starts", "survives"):
         runs = runs * _chance(beliefs[name], at, 0.0, LABEL_SD, above=True)
@@ -139,10 +147,10 @@ def _worth(at: Points, beliefs: dict[str, Belief], to_beat: float | None) -> Arr
     bar = float((model.weights @ means).mean()) if to_beat is None else to_beat
     z = (means - bar) / sds
     gain = model.weights @ (sds * (norm.pdf(z) + z * norm.cdf(z)))
-    worth = np.log(np.maximum(gain, 1e-12)) + np.log(np.maximum(keeps, 1e-6)) + np.log(runs)
+    worth = runs**CAUTION * keeps * gain - CRASH_PRICE * (1 - runs)
     if "cost" in beliefs:
-        worth = worth - beliefs["cost"].predict(at)[0][0]
-    return worth + np.where(runs < LEAST_CHANCE, 100 * np.log(runs), 0.0)
+        worth = worth / np.exp(beliefs["cost"].predict(at)[0][0])
+    return np.where(runs < LEAST_CHANCE, runs - 2.0 - CRASH_PRICE, worth)
 
 
 def _chance(model: Belief, at: Points, bar: float, sharpness: float, *, above: bool) -> Array:
@@ -150,6 +158,17 @@ def _chance(model: Belief, at: Points, bar: float, sharpness: float, *, above: b
     means, sds = model.predict(at)
     z = (means - bar) / np.sqrt(sds**2 + sharpness**2)
     return model.weights @ norm.cdf(z if above else -z)
+
+
+def _moved(config: Config, space: Space, rng: np.random.Generator, count: int) -> list[Config]:
+    """`count` configs with one to `MOST_MOVES` knobs moved."""
+    found: list[Config] = []
+    for _ in range(count):
+        moved = config
+        for _ in range(int(rng.integers(1, MOST_MOVES + 1))):
+            moved = space.neighbour(moved, rng, SIGMA, STRUCT)
+        found.append(moved)
+    return found
 
 
 def _sweeps(config: Config, space: Space, rng: np.random.Generator) -> list[Config]:

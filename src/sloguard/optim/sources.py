@@ -18,9 +18,9 @@ from sloguard.optim.lessons import Lesson
 from sloguard.space.space import Space
 from sloguard.trial import Trial
 
-TRUST = 0.8  # that some source is right, before any trial
+TRUST = 0.6  # that some source is right, before any trial
 MOST_POINTS = 150  # of a source
-RESIDUAL = 0.4  # what a right source leaves unexplained, as a share of the spread
+RESIDUAL = 0.3  # what a right source leaves unexplained, as a share of the spread
 SHIFT = 1.0  # how far a right source may be off everywhere, in log score
 
 

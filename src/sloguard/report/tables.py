@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sloguard.contract import Check
+from sloguard.contract import Attained, Check
 from sloguard.optim.base import Goal
 from sloguard.slo import Judgement
 from sloguard.study.results import Results, binding_check
@@ -26,8 +26,13 @@ def trial_line(trial: Trial, goal: Goal) -> Text:
     tail = f"  {trial.cost_s:7.1f} s"
     match trial.outcome:
         case Measured(summary=summary, verdict=verdict):
-            status = "feasible" if trial.feasible else str(verdict.judgement)
-            remarks = [check_text(check) for check in verdict.checks]
+            dropped = trial.capacity is not None and trial.capacity.dropped
+            status = "feasible" if trial.feasible else "dropped" if dropped else str(verdict.judgement)
+            remarks = [*_search_text(trial), *(check_text(check) for check in verdict.checks)]
+            if verdict.attained:
+                remarks.append(attained_text(verdict.attained))
+            if trial.recheck is not None:
+                remarks.append(f"trial {trial.recheck} measured again")
             if summary.completed < summary.offered:
                 remarks.append(f"{summary.offered - summary.completed} of {summary.offered} requests lost")
             if summary.client_limited:
@@ -44,7 +49,33 @@ def trial_line(trial: Trial, goal: Goal) -> Text:
 def score_text(score: float | None, goal: Goal) -> str:
     if score is None:
         return "not measured"
-    return f"{score:.1f} tok/s" if goal.objective == "goodput" else f"{-score * 1000:.1f} ms"
+    match goal.objective:
+        case "capacity":
+            return f"{score:.2f} req/s"
+        case "goodput":
+            return f"{score:.1f} tok/s"
+        case _:
+            return f"{-score * 1000:.1f} ms"
+
+
+def _search_text(trial: Trial) -> Iterator[str]:
+    """What a reader has to know of how its capacity was found."""
+    found = trial.capacity
+    if found is None:
+        return
+    if found.dropped:
+        yield f"can't beat {found.to_beat:.2f} req/s"
+    elif not found.low:
+        yield f"nothing passes down to {found.high:.3g} req/s"
+    elif not found.resolved:
+        yield "unresolved: no rate that was tried fails" if found.high == INF else f"unresolved: up to {found.high:.3g}"
+
+
+def attained_text(attained: Attained) -> str:
+    """E.g. `97.5 % of requests as promised (95 % asked, 95 % interval 94.1 to 99.0 %)`."""
+    low, high = attained.interval
+    interval = f"95 % interval {low:.1%} to {high:.1%}"
+    return f"{attained.share:.1%} of requests as promised ({attained.target:.0%} asked, {interval})"
 
 
 def check_text(check: Check) -> str:
@@ -78,35 +109,61 @@ def _verdict(results: Results) -> Text:
     best, default = results.best, results.default
     if best is None:
         return _infeasible(results)
-    score = score_text(results.goal.score(best), results.goal)
+    score = f"{score_text(results.score(best), results.goal)} within the SLOs{_again(results, best)}"
     if default is None:
-        return Text(f"Deploy trial {best.number}: {score} within the SLOs.", "bold green")
-    if len(results.trials) == 1:
-        return Text(f"Measured one config: {score} within the SLOs.", "bold green")
+        return Text(f"Deploy trial {best.number}: {score}.", "bold green")
+    if len(results.explored) == 1:
+        return Text(f"Measured one config: {score}.", "bold green")
     if default is best:
-        return Text(f"Keep the default: no config tried beats it ({score}).", "bold green")
+        why = "no config tried beats it beyond noise" if results.confirmed else "no config tried beats it"
+        return Text(f"Keep the default: {why} ({score}).", "bold green")
     if results.gain is None:
         check = binding_check(default)
-        why = f"misses them ({check_text(check)})" if check else "does not start"
-        return Text(f"Deploy trial {best.number}: {score} within the SLOs; the default {why}.", "bold green")
-    gain = f"{score} within the SLOs, {results.gain:+.1%} over the default"
-    if results.gain < RUN_TO_RUN_NOISE:
+        why = f"misses them ({check_text(check)})" if check else _why_not(default)
+        return Text(f"Deploy trial {best.number}: {score}; the default {why}.", "bold green")
+    gain = f"{score}, {results.gain:+.1%} over the default"
+    if (interval := results.gain_interval) is not None:
+        gain += f" (95 % interval {interval[0]:+.1%} to {interval[1]:+.1%})"
+    elif results.gain < RUN_TO_RUN_NOISE:
         chance = "no more than runs differ by chance, so the default is as good a choice."
         return Text(f"Best: trial {best.number}, {gain}: {chance}", "bold green")
     return Text(f"Deploy trial {best.number}: {gain}.", "bold green")
 
 
+def _again(results: Results, trial: Trial) -> str:
+    """How often it was measured again, and the worst of it."""
+    found = next((one for one in results.confirmed if one.trial.number == trial.number), None)
+    if found is None or found.worst is None:
+        return ""
+    worst = score_text(found.worst, results.goal)
+    starts = f"{len(found.scores)} fresh start{'s' if len(found.scores) > 1 else ''} under other arrivals"
+    return f" (measured again: {starts}, {worst} at worst)"
+
+
+def _why_not(default: Trial) -> str:
+    if not isinstance(default.outcome, Measured):
+        return "does not start"
+    attained = default.outcome.verdict.attained
+    return f"misses them ({attained_text(attained)})" if attained else "misses them"
+
+
 def _infeasible(results: Results) -> Text:
     """Names the closest config, the promise that binds and what would be kept."""
     closest, check = results.closest, binding_check(results.closest)
-    if closest is None or check is None:
+    outcome = closest.outcome if closest else None
+    if closest is None or not isinstance(outcome, Measured):
         return Text(f"No config served: all {len(results.trials)} trials failed.", "bold red")
-    checks = closest.outcome.verdict.checks if isinstance(closest.outcome, Measured) else ()
-    missed = [c for c in checks if c.excess > 0]
+    least = f", at {closest.capacity.high:.3g} req/s" if closest.capacity else ""
+    head = f"No config keeps the promise. Closest: trial {closest.number}{least}"
+    if check is None:
+        attained = f"; {attained_text(outcome.verdict.attained)}" if outcome.verdict.attained else ""
+        s = outcome.summary
+        would = f"It would keep p95 TTFT {_ms(s.ttft_s.p95)} ms, p95 TPOT {_ms(s.tpot_s.p95)} ms"
+        return Text(f"{head}{attained}. {would}, p95 latency {_ms(s.e2el_s.p95)} ms.", "bold yellow")
+    missed = [c for c in outcome.verdict.checks if c.excess > 0]
     kept = [f"{c.limit.metric.upper()} {c.measured_s * 1000:.0f} ms" for c in missed if c.measured_s not in (None, INF)]
     would = f" It would keep {' and '.join(kept)}." if len(kept) == len(missed) else " It loses requests."
-    text = f"No config keeps the promise. Closest: trial {closest.number}; binding: {check_text(check)}.{would}"
-    return Text(text, "bold yellow")
+    return Text(f"{head}; binding: {check_text(check)}.{would}", "bold yellow")
 
 
 def _comparison(results: Results) -> Table:
@@ -118,7 +175,7 @@ def _comparison(results: Results) -> Table:
     table.add_column("")
     for name, _ in columns:
         table.add_column(name, justify="right")
-    for row, cells in zip(ROWS, zip(*(_figures(t, results.goal) for _, t in columns), strict=True), strict=True):
+    for row, cells in zip(ROWS, zip(*(_figures(t, results) for _, t in columns), strict=True), strict=True):
         table.add_row(row, *cells)
     names = sorted({name for _, trial in columns for name in trial.config})
     table.add_section()
@@ -131,13 +188,13 @@ def _comparison(results: Results) -> Table:
 ROWS = ("objective", "promises kept", "TTFT p50 / p99", "TPOT p50 / p99", "ITL p99", "output throughput", "requests")
 
 
-def _figures(trial: Trial, goal: Goal) -> tuple[str, ...]:
+def _figures(trial: Trial, results: Results) -> tuple[str, ...]:
     if not isinstance(trial.outcome, Measured):
         reason = trial.outcome.crash.cause if isinstance(trial.outcome, Crashed) else "refused"
         return (reason, *["-"] * (len(ROWS) - 1))
     s = trial.outcome.summary
     return (
-        score_text(goal.score(trial), goal),
+        score_text(results.score(trial), results.goal),
         "yes" if trial.feasible else "no",
         f"{_ms(s.ttft_s.p50)} / {_ms(s.ttft_s.p99)} ms",
         f"{_ms(s.tpot_s.p50)} / {_ms(s.tpot_s.p99)} ms",

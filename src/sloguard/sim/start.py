@@ -95,7 +95,7 @@ def start(
         return failed(_core_died(_out_of_memory(memory, memory.activations, "activations")), loaded_s)
     if memory.kv <= 0:
         return failed(_core_died(_NO_KV), startup_s * 0.8)
-    if memory.kv_longest > memory.kv:
+    if memory.kv_longest > memory.kv or memory.kv_blocks * settings.block_size < settings.max_model_len:
         return failed(_core_died(_kv_too_small(settings, memory)), startup_s * 0.8)
     if graphs - memory.graphs > memory.slack:
         return failed(_core_died(_out_of_memory(memory, 2 * MIB, "graphs")), startup_s * 0.95)
@@ -207,7 +207,7 @@ def _too_little_free(s: Settings, m: Memory) -> tuple[str, ...]:
 
 
 def _kv_too_small(s: Settings, m: Memory) -> tuple[str, ...]:
-    fits = int(s.max_model_len * m.kv / m.kv_longest)
+    fits = min(int(s.max_model_len * m.kv / m.kv_longest), m.kv_blocks * s.block_size)
     return (
         f"ValueError: To serve at least one request with the model's max seq len ({s.max_model_len}), "
         f"({gib(m.kv_longest)} GiB KV cache is needed, which is larger than the available KV cache memory "

@@ -65,7 +65,7 @@ class FixedLoad:
 @dataclass(frozen=True, slots=True)
 class CapacitySearch:
     """`requests` gives those of a rate [requests/s], a number and a seed. `near` is where a search begins that is given
-    no rate; `count` the requests of a load, more where it would last less than half a minute.
+    no rate; `count` the requests of a load, more where it would last less than `leg_s`.
     """
 
     requests: Callable[[float, int, int], Sequence[Request]]
@@ -74,6 +74,7 @@ class CapacitySearch:
     near: float
     count: int
     tolerance: float = TOLERANCE
+    leg_s: float = LEG_S
 
     def plan(self, ask: Ask) -> LoadPlan:
         seed = arrivals_seed(self.seed, ask.turn)
@@ -83,7 +84,7 @@ class CapacitySearch:
         asking = search_rates(ask, self.near, self.tolerance)
         rate, number = next(asking, None), 0
         while rate is not None:
-            requests = self.requests(rate, leg_requests(rate, self.count), seed)
+            requests = self.requests(rate, leg_requests(rate, self.count, self.leg_s), seed)
             watch = _Watch(self.contract, len(requests))
             timelines = yield Load(requests, seed * LOADS + number, rate, watch.hopeless)
             number += 1
@@ -143,8 +144,8 @@ def _beyond(rate: float) -> Generator[float, bool, Bracket]:
     return Bracket(rate, inf)
 
 
-def leg_requests(rate: float, count: int) -> int:
-    return min(max(count, ceil(rate * LEG_S)), MOST_LEG * count)
+def leg_requests(rate: float, count: int, leg_s: float = LEG_S) -> int:
+    return min(max(count, ceil(rate * leg_s)), MOST_LEG * count)
 
 
 def arrivals_seed(seed: int, turn: int) -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import isfinite
 
 from sloguard.engine import ENGINES
 from sloguard.engine.base import Engine, EnginePolicy, EngineSetup, Facts
 from sloguard.errors import SpecError
 from sloguard.optim import OPTIMIZERS
-from sloguard.optim.base import Goal, Problem
+from sloguard.optim.base import Earlier, Problem
 from sloguard.perf.gpus import GIB
 from sloguard.registry import load
 from sloguard.request import Request
@@ -21,29 +22,24 @@ from sloguard.space.policies import PREFIX, policy_knobs
 from sloguard.space.repair import RepairContext, refusal, repair
 from sloguard.space.space import Space
 from sloguard.space.vllm import space_for
+from sloguard.study.asking import CapacitySearch, FixedLoad, Question
 from sloguard.study.choice import read_choice
 from sloguard.study.runner import Study
 from sloguard.study.spec import StudySpec
 from sloguard.trial import Config
 from sloguard.workload.arrivals import Scaling
-from sloguard.workload.scenarios import build_requests
+from sloguard.workload.scenarios import WORKLOADS, build_requests
 
 # Where one of these is tuned, what a GPU holds of the weights differs from config to config.
 WEIGHT_KNOBS = {"quantization", "tensor_parallel_size", "pipeline_parallel_size", "cpu_offload_gb"}
 
 
-def build_study(spec: StudySpec, api_key: str | None = None) -> Study:
-    """Builds engine, space, guard and optimizer; starts no engine. Raises SpecError or MissingExtra."""
-    requests = build_requests(
-        spec.workload,
-        rate=spec.request_rate,
-        num_requests=spec.num_requests,
-        seed=spec.seed,
-        scaling=_scaling(spec.trace_scaling),
-    )
+def build_study(spec: StudySpec, api_key: str | None = None, earlier: tuple[Earlier, ...] = ()) -> Study:
+    """Builds engine, space, guard and optimizer, which knows the trials of `earlier` studies; starts no engine. Raises
+    SpecError or MissingExtra.
+    """
     policy = engine_policy(spec)
-    if policy is not None:
-        requests = _promised(requests, policy.promise)
+    requests = _requests(spec, spec.request_rate, spec.num_requests, spec.seed)
     optimizer_class = load(OPTIMIZERS, spec.optimizer, "--optimizer", "propose")
     engine: Engine = load(ENGINES, spec.engine, "--engine", "from_setup").from_setup(_setup(spec, api_key, policy))
     facts = engine.facts()
@@ -52,18 +48,59 @@ def build_study(spec: StudySpec, api_key: str | None = None) -> Study:
     _check_fits(spec, facts, space)
     _check_lengths(spec, facts, requests)
     context = _repair_context(spec, facts, requests)
-    problem = Problem(space, Goal(spec.objective), spec.budget, lambda config: repair(config, space, context).config)
+    problem = Problem(
+        space,
+        spec.goal,
+        spec.budget,
+        lambda config: repair(config, space, context).config,
+        earlier,
+        timed=spec.budget_s is not None,
+    )
     return Study(
         engine=engine,
         optimizer=optimizer_class(problem),
         space=space,
         repair=lambda config: repair(config, space, context),
         guard=lambda config: refusal(config, space, context),
-        requests=requests,
-        contract=spec.contract,
+        question=_question(spec, requests),
+        goal=spec.goal,
         seed=spec.seed,
         try_default=spec.try_default,
+        race=spec.race,
+        rechecks=spec.rechecks,
+        budget_s=spec.budget_s,
     )
+
+
+def _requests(spec: StudySpec, rate: float | None, count: int | None, seed: int) -> list[Request]:
+    """With what the study promises each; those of a trace that says so itself keep their own."""
+    scaling = _scaling(spec.trace_scaling)
+    requests = build_requests(spec.workload, rate=rate, num_requests=count, seed=seed, scaling=scaling)
+    return _promised(requests, spec.own_slo if spec.policy is None else spec.promise)
+
+
+def _question(spec: StudySpec, requests: Sequence[Request]) -> Question:
+    if spec.objective != "capacity":
+        return FixedLoad(
+            lambda seed: _requests(spec, spec.request_rate, spec.num_requests, seed), spec.contract, spec.seed
+        )
+    if spec.trace_scaling == Scaling.THIN:
+        fix = "Let it stretch, or give --objective goodput."
+        raise SpecError("--trace-scaling", spec.trace_scaling, "a capacity may lie beyond the recorded rate", fix)
+    most = None if spec.workload in WORKLOADS else len(requests)  # a file has no more
+
+    def at_rate(rate: float, count: int, seed: int) -> list[Request]:
+        return _requests(spec, rate, count if most is None else min(count, most), seed)
+
+    return CapacitySearch(at_rate, spec.contract, spec.seed, _near(spec, requests), len(requests))
+
+
+def _near(spec: StudySpec, requests: Sequence[Request]) -> float:
+    """Where to begin [requests/s]: the rate that was given, else the workload's own, else one."""
+    if spec.request_rate is not None and isfinite(spec.request_rate):
+        return spec.request_rate
+    span_s = requests[-1].arrival_s - requests[0].arrival_s
+    return (len(requests) - 1) / span_s if span_s > 0 else 1.0
 
 
 def _scaling(name: str) -> Scaling:
@@ -81,7 +118,7 @@ def engine_policy(spec: StudySpec) -> EnginePolicy | None:
     choice = read_choice(spec.policy, "--policy")
     choice.make(POLICIES, "--policy", "plan")
     if spec.promise == NO_SLO:
-        fix = "Add --slo-ttft-p99, --slo-tpot-p99 or --slo-itl-p99."
+        fix = "Add --slo-ttft, --slo-tpot, --slo-ttft-p99, --slo-tpot-p99 or --slo-itl-p99."
         raise SpecError("--policy", spec.policy, "an end-to-end limit alone is none it can plan by", fix)
     return EnginePolicy(choice.name, dict(choice.options), spec.promise)
 

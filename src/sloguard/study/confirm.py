@@ -4,7 +4,8 @@ The best of many noisy measurements is too good to be true, so the last word has
 
     candidates   the two best configs and the default, as far as they keep the contract
     rounds       each round measures every candidate once, under arrivals of its own
-    noise        what is left of log scores once each candidate's mean and each round's is taken out
+    noise        what is left of log scores once each candidate's mean and each round's is taken out, beside what runs
+                 of one config are known to differ by: few rounds say little of it
     verdict      of the candidates that the noise can't tell from the best, the one that changes the least
 """
 
@@ -22,6 +23,7 @@ from sloguard.trial import Ask, Proposal, Trial
 
 BEST = 2  # of the configs tried, beside the default
 CONFIDENCE = 0.95
+NOISE, NOISE_WORTH = 0.03, 4  # of log scores, and in degrees of freedom: six vLLM runs spread over 6.9 % (2604.17627)
 
 
 def candidates(history: Sequence[Trial], goal: Goal) -> list[Trial]:
@@ -113,14 +115,17 @@ def _tied(best: Confirmed, other: Confirmed, found: Sequence[Confirmed]) -> bool
 
 def _difference(a: Confirmed, b: Confirmed, found: Sequence[Confirmed]) -> tuple[float, float] | None:
     """95 % interval of the mean difference of (log) scores, with the noise pooled over all candidates (two-way layout
-    without repetition, Montgomery, Design and Analysis of Experiments, section 4.1).
+    without repetition: Montgomery, Design and Analysis of Experiments, section 4.1) and over what is known of it
+    beforehand (a scaled inverse chi-squared prior: Gelman et al., Bayesian Data Analysis, section 2.6).
     """
     table = np.array([[_scaled(s) for s in one.scores if s is not None] for one in found if one.mean is not None])
-    if a.mean is None or b.mean is None or table.ndim != 2 or min(table.shape) < 2:
+    if a.mean is None or b.mean is None:
         return None
     rest = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0, keepdims=True) + table.mean()
-    freedom = (table.shape[0] - 1) * (table.shape[1] - 1)
-    error = math.sqrt(float((rest**2).sum()) / freedom * 2 / table.shape[1])
+    known = NOISE * (1.0 if a.mean > 0 else abs(b.mean))
+    freedom = NOISE_WORTH + (table.shape[0] - 1) * (table.shape[1] - 1)
+    variance = (NOISE_WORTH * known**2 + float((rest**2).sum())) / freedom
+    error = math.sqrt(variance * 2 / table.shape[1])
     gap = float(np.mean([_scaled(x) - _scaled(y) for x, y in zip(a.scores, b.scores, strict=True) if x and y]))
     half = float(student.ppf(0.5 + CONFIDENCE / 2, freedom)) * error
     return gap - half, gap + half

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from sloguard.contract import Check
 from sloguard.optim.base import Goal, best
+from sloguard.study.confirm import Confirmed, chosen, confirmed, gain_interval
 from sloguard.trial import Crashed, Measured, Refused, Trial, Value
 
 EQUAL = {("quantization", "fp16", None)}  # (knob, asked, ran): the paper's word for "not quantised"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Results:
     """Figures of a finished or interrupted study, all derived from its log."""
 
@@ -23,23 +25,50 @@ class Results:
     try_default: bool
 
     @property
+    def explored(self) -> list[Trial]:
+        """The trials that found something out, less those that measured again what others had found."""
+        return [trial for trial in self.trials if trial.recheck is None]
+
+    @cached_property
+    def confirmed(self) -> list[Confirmed]:
+        return confirmed(self.trials, self.goal)
+
+    @cached_property
     def best(self) -> Trial | None:
-        return best(self.trials, self.goal)
+        """What to deploy: by what was measured again, where anything was."""
+        return chosen(self.confirmed, self.default) or best(self.explored, self.goal)
+
+    def score(self, trial: Trial) -> float | None:
+        """As measured again, else as found."""
+        again = next((one.mean for one in self.confirmed if one.trial.number == trial.number), None)
+        return self.goal.score(trial) if again is None else again
+
+    @property
+    def gain_interval(self) -> tuple[float, float] | None:
+        """95 % interval of `gain`, where it was measured often enough."""
+        if self.best is None or self.default is None:
+            return None
+        return gain_interval(self.confirmed, self.best, self.default)
 
     @property
     def default(self) -> Trial | None:
         """Trial 1, which need not be the first to end."""
-        return next((t for t in self.trials if self.try_default and t.number == 1), None)
+        return next((t for t in self.explored if self.try_default and t.number == 1), None)
 
     @property
     def closest(self) -> Trial | None:
         """Where nothing is feasible: the measured trial that misses least."""
-        measured = [t for t in self.trials if isinstance(t.outcome, Measured)]
+        measured = [t for t in self.explored if isinstance(t.outcome, Measured)]
         return min(measured, key=lambda t: (_distance(t), t.number), default=None)
 
     @property
     def feasible(self) -> int:
-        return sum(t.feasible for t in self.trials)
+        return sum(t.feasible for t in self.explored)
+
+    @property
+    def dropped(self) -> int:
+        """Configs that were given up because they could not beat the best before them."""
+        return sum(t.capacity is not None and t.capacity.dropped for t in self.explored)
 
     @property
     def crashes(self) -> dict[str, int]:
@@ -82,10 +111,12 @@ class Results:
 
     @property
     def gain(self) -> float | None:
-        """Best over default as a ratio minus 1 (goodput gained, or latency saved); None without a feasible default."""
+        """Best over default as a ratio minus 1 (rate or goodput gained, or latency saved); None without a feasible
+        default.
+        """
         if self.best is None or self.default is None or not self.default.feasible:
             return None
-        mine, theirs = self.goal.score(self.best), self.goal.score(self.default)
+        mine, theirs = self.score(self.best), self.score(self.default)
         if mine is None or not theirs:
             return None
         return (mine - theirs) / abs(theirs)
@@ -98,7 +129,14 @@ class Results:
             "binding": None if self.best else _binding(self.closest),
             "objective": self.goal.objective,
             "gain_over_default": self.gain,
-            "trials": len(self.trials),
+            "gain_interval": self.gain_interval,
+            "confirmed": [
+                {"number": one.trial.number, "scores": one.scores, "mean": one.mean, "worst": one.worst}
+                for one in self.confirmed
+            ],
+            "trials": len(self.explored),
+            "rechecks": len(self.trials) - len(self.explored),
+            "dropped": self.dropped,
             "crashes": sum(self.crashes.values()),
             "crashes_by_cause": self.crashes,
             "crashes_avoided": self.avoided,
@@ -119,7 +157,8 @@ class Results:
             "number": trial.number,
             "config": record["config"],
             "feasible": trial.feasible,
-            "score": self.goal.score(trial),
+            "score": self.score(trial),
+            "capacity": trial.capacity.to_json() if trial.capacity else None,
             "summary": record["outcome"].get("summary"),
             "outcome": record["outcome"]["kind"],
         }

@@ -11,17 +11,21 @@ from typing import Any
 
 from sloguard.contract import Contract, Limit, Metric
 from sloguard.errors import SpecError
+from sloguard.optim.base import Goal
 from sloguard.slo import StageSLO
 from sloguard.trial import Value
 
-OBJECTIVES = ("goodput", "latency")
+OBJECTIVES = ("capacity", "goodput", "latency")
+ATTAINMENT = 0.95  # of requests that keep their own SLOs, where nobody says otherwise
 
 
 @dataclass(frozen=True, slots=True)
 class StudySpec:
     """Everything that decides which trials a study makes. `slo_p99_s` maps a metric to its p99 limit in seconds,
-    `inputs` the files that were read to the digest of what they held. `policy` is that of sloguard's scheduler inside
-    the engine, None the engine's own.
+    `slo_s` to what each request is promised, which the share `attainment` of them has to get. `inputs` maps the files
+    that were read to the digest of what they held. `policy` is that of sloguard's scheduler inside the engine, None the
+    engine's own. `race`, `rechecks` and `budget_s` are as in `runner.Study`; `priors` name what is known beforehand:
+    "sim", or directories of studies.
 
     Equal specs give equal studies. A study can be resumed with a larger `budget`; the optimizers plan by it, so that is
     then not the study that the larger budget would have made from the start.
@@ -33,7 +37,7 @@ class StudySpec:
     budget: int
     seed: int
     slo_p99_s: Mapping[str, float]
-    objective: str = "goodput"
+    objective: str = "capacity"
     space: str = "vllm"
     workload: str = "interactive"
     request_rate: float | None = None
@@ -46,6 +50,12 @@ class StudySpec:
     try_default: bool = True
     trace_scaling: str = "stretch"
     policy: str | None = None
+    slo_s: Mapping[str, float] = field(default_factory=dict[str, float])
+    attainment: float = ATTAINMENT
+    race: bool = True
+    rechecks: int = 2
+    budget_s: float | None = None
+    priors: tuple[str, ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
@@ -55,28 +65,47 @@ class StudySpec:
             raise SpecError("--seed", self.seed, "a seed is not negative", "Give a whole number >= 0.")
         if self.objective not in OBJECTIVES:
             raise SpecError("--objective", self.objective, "no such objective", f"Choose one of {OBJECTIVES}.")
-        if not self.slo_p99_s:
-            fix = "Give at least one limit, e.g. --slo-ttft-p99 500 (milliseconds)."
-            raise SpecError("--slo-*-p99", None, "a study needs a promise to keep", fix)
-        for name, limit_s in self.slo_p99_s.items():
+        if not self.slo_p99_s and not self.slo_s:
+            fix = "Give at least one limit, e.g. --slo-ttft 500 or --slo-ttft-p99 500 (milliseconds)."
+            raise SpecError("--slo-*", None, "a study needs a promise to keep", fix)
+        for name, limit_s in [*((f"{name}-p99", s) for name, s in self.slo_p99_s.items()), *self.slo_s.items()]:
             if not 0 < limit_s < float("inf"):
-                flag = f"--slo-{name}-p99"
+                flag = f"--slo-{name.replace('e2el', 'latency')}"
                 raise SpecError(flag, limit_s * 1000, "a limit is a positive number of milliseconds", "E.g. 500.")
+        if not 0 < self.attainment < 1:
+            raise SpecError("--attainment", self.attainment, "not a share between 0 and 1", "Give e.g. 0.95.")
+        if self.rechecks < 0:
+            raise SpecError("--confirm", self.rechecks, "not a number of rounds", "Give 0 or more.")
+        if self.budget_s is not None and not 0 < self.budget_s < float("inf"):
+            raise SpecError("--budget-minutes", self.budget_s / 60, "not a positive time", "Give e.g. 60.")
 
     @property
     def contract(self) -> Contract:
-        return Contract(tuple(Limit(Metric(name), 99, limit_s) for name, limit_s in sorted(self.slo_p99_s.items())))
+        limits = (Limit(Metric(name), 99, limit_s) for name, limit_s in sorted(self.slo_p99_s.items()))
+        return Contract(tuple(limits), self.attainment if self.slo_s else None)
+
+    @property
+    def goal(self) -> Goal:
+        return Goal(self.objective)
+
+    @property
+    def own_slo(self) -> StageSLO:
+        """What each request is promised for itself."""
+        return StageSLO(self.slo_s.get("ttft"), self.slo_s.get("tpot"), self.slo_s.get("e2el"))
 
     @property
     def promise(self) -> StageSLO:
-        """What the limits are for each single request, as far as a scheduler can plan by them."""
+        """The same, with the limits on the population where there is none, as far as a scheduler can plan by them."""
         paces_s = [self.slo_p99_s[name] for name in ("tpot", "itl") if name in self.slo_p99_s]
-        return StageSLO(self.slo_p99_s.get("ttft"), min(paces_s, default=None))
+        ttft_s, tpot_s = self.slo_s.get("ttft"), self.slo_s.get("tpot")
+        if ttft_s is None:
+            ttft_s = self.slo_p99_s.get("ttft")
+        return StageSLO(ttft_s, min(paces_s, default=None) if tpot_s is None else tpot_s)
 
     def to_json(self) -> dict[str, Any]:
         """All of it in JSON's own types; an infinite rate is written "inf"."""
         rate = "inf" if self.request_rate == float("inf") else self.request_rate
-        return {**asdict(self), "request_rate": rate}
+        return {**asdict(self), "request_rate": rate, "priors": list(self.priors)}
 
     @property
     def digest(self) -> str:

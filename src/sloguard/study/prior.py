@@ -1,0 +1,108 @@
+"""What is known before the first trial: a simulation of the same task, or studies of other GPUs, models or versions.
+
+What they say may be wrong, and the optimizer finds out how wrong; here they are only read, or made. A simulation is a
+study of its own, in the directory `prior` of the real one: it is written down, so it is made once, and a study that is
+resumed has the very same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from sloguard.errors import SpecError
+from sloguard.optim.base import Earlier, Problem
+from sloguard.optim.random import RandomSearch
+from sloguard.optim.tpe import Tpe
+from sloguard.sim.settings import KNOBS
+from sloguard.space.space import Space
+from sloguard.study.asking import CapacitySearch
+from sloguard.study.build import build_study
+from sloguard.study.log import StudyLog
+from sloguard.study.runner import Study, run_study
+from sloguard.study.spec import StudySpec
+from sloguard.trial import Config, Trial
+
+SIMULATION = "sim"
+DRAWN, SOUGHT = 120, 40  # trials: all over the space, then where it is good
+COARSE = 0.1  # tolerance of a simulated capacity: finer is beyond what a simulation knows
+COUNT, LEG_S = 64, 10.0  # requests of a simulated load, more where it would be shorter
+
+OnTrial = Callable[[int, int], None]
+
+
+def earlier_trials(spec: StudySpec, space: Space, directory: Path, on_trial: OnTrial) -> tuple[Earlier, ...]:
+    """What the priors of `spec` know. `on_trial` is told how many simulated trials of how many are done.
+
+    Raises SpecError for a directory without a study, or one of no knob of `space`, and where nothing can be simulated.
+    """
+    return tuple(
+        Earlier(name, simulated(spec, directory / "prior", on_trial) if name == SIMULATION else _read(name, space))
+        for name in spec.priors
+    )
+
+
+def _read(name: str, space: Space) -> list[Trial]:
+    log = StudyLog(Path(name))
+    if not log.exists():
+        raise SpecError("--prior", name, "holds no study", "Name the --out of an earlier study, or sim.")
+    trials = log.trials()
+    if not any(set(trial.config) & set(space.names) for trial in trials):
+        raise SpecError("--prior", name, "its trials have none of the knobs that are tuned", "Drop it.")
+    return trials
+
+
+@dataclass(frozen=True, slots=True)
+class _DrawnThenSought:
+    problem: Problem
+
+    def propose(self, history: Sequence[Trial], rng: np.random.Generator) -> Config:
+        way = RandomSearch(self.problem) if len(history) < DRAWN else Tpe(self.problem)
+        return way.propose(history, rng)
+
+
+def simulated(spec: StudySpec, directory: Path, on_trial: OnTrial) -> list[Trial]:
+    """The trials of a simulated study of what `spec` asks; those that `directory` holds are not made again.
+
+    Raises SpecError, LogError.
+    """
+    log, budget = StudyLog(directory), DRAWN + SOUGHT
+    simulation = _simulation(spec)
+    with log.writer():
+        if not log.exists():
+            log.append_header({"spec": spec.to_json(), "engine": simulation.engine.describe()})
+        for trial in run_study(simulation, log, budget):
+            on_trial(trial.number, budget)
+        return log.trials()
+
+
+def _simulation(spec: StudySpec) -> Study:
+    facts = build_study(replace(spec, priors=())).engine.facts()
+    if facts.gpu is None:
+        raise SpecError("--prior", SIMULATION, "there is no GPU that could be simulated", "Drop it.")
+    asked = replace(
+        spec,
+        engine="sim",
+        gpu=facts.gpu.name,
+        engine_python=None,
+        engine_args={name: value for name, value in spec.engine_args.items() if name in KNOBS},
+        optimizer="random",
+        budget=DRAWN + SOUGHT,
+        budget_s=None,
+        priors=(),
+        race=False,  # what is dropped tells little, and a simulated trial costs nothing
+        rechecks=0,
+    )
+    try:
+        study = build_study(asked)
+    except SpecError as error:
+        why = f"this can't be simulated: {error.field} = {error.value!r}: {error.problem}"
+        raise SpecError("--prior", SIMULATION, why, "Drop it.") from error
+    question = study.question
+    if isinstance(question, CapacitySearch):
+        question = replace(question, count=min(COUNT, question.count), tolerance=COARSE, leg_s=LEG_S)
+    problem = Problem(study.space, study.goal, DRAWN + SOUGHT, lambda config: study.repair(config).config)
+    return replace(study, question=question, optimizer=_DrawnThenSought(problem))

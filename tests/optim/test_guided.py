@@ -1,0 +1,139 @@
+"""What earlier studies are worth to it, right or wrong, and what it makes of trials without a score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from optim import planted
+from sloguard.optim.base import Earlier, Goal, Problem
+from sloguard.optim.guided import Guided
+from sloguard.optim.lessons import costs, starts, survives, values
+from sloguard.rng import stream
+from sloguard.space.knobs import Categorical, Int
+from sloguard.space.space import Space
+from sloguard.trial import Capacity, Config, Crashed, Leg, Measured, Outcome, Refused, Trial
+
+START = Config(
+    {"dtype": "fp16", "seqs": 8, "tokens": 1024, "util": 0.7, "eager": False, "chunked": False, "prefix": False}
+)
+
+
+def negated(config: Config) -> Outcome:
+    outcome = planted.smooth(config)
+    assert isinstance(outcome, Measured)
+    return planted.measured(1000.0 / outcome.summary.token_goodput, 0.3)
+
+
+def source(evaluate: Callable[[Config], Outcome], space: Space = planted.SPACE, n: int = 80) -> Earlier:
+    configs = [space.sample(stream(3, "source", i)) for i in range(n)]
+    return Earlier("another", [Trial(i, c, c, evaluate(c), 1.0) for i, c in enumerate(configs, start=1)])
+
+
+def bests(evaluate: planted.Evaluate, seed: int, *earlier: Earlier, trials: int = 12) -> list[float]:
+    """The best goodput after each trial; the first is a poor default."""
+    problem = replace(planted.problem(budget=trials), earlier=earlier)
+    history = [Trial(1, START, START, evaluate(START), 60.0)]
+    ran = planted.run(Guided(problem), problem, evaluate, seed, history)
+    scores = [Goal().score(trial) or 0.0 for trial in ran]
+    return [float(b) for b in np.maximum.accumulate(scores)]
+
+
+def test_a_right_source_is_followed_at_once() -> None:
+    good = source(planted.smooth)
+    firsts = [bests(planted.smooth, seed, good, trials=3) for seed in range(3)]
+    assert np.mean([b[2] for b in firsts]) > 94.0
+
+
+@pytest.mark.parametrize("wrong", [negated, planted.crash_aside], ids=["score negated", "crashes elsewhere"])
+def test_a_misleading_source_costs_two_trials_at_most(wrong: planted.Evaluate) -> None:
+    alone = np.mean([bests(planted.smooth, seed)[9] for seed in range(3)])
+    misled = np.mean([bests(planted.smooth, seed, source(wrong))[11] for seed in range(3)])
+    assert misled > alone - 2.0
+
+
+def test_two_configs_in_a_row_are_not_the_same_advice_when_the_first_was_bad() -> None:
+    bad = source(negated)
+    problem = replace(planted.problem(budget=12), earlier=(bad,))
+    ran = planted.run(
+        Guided(problem), problem, planted.smooth, 1, [Trial(1, START, START, planted.smooth(START), 60.0)], 4
+    )
+    scores = [Goal().score(trial) or 0.0 for trial in ran]
+    assert max(scores[2:]) > scores[1]
+
+
+def test_a_source_over_other_knobs_says_what_it_can() -> None:
+    """It has neither `prefix` nor `eager`, another range of `seqs` and a knob of its own."""
+    other = Space(
+        (Int("seqs", 16, 512, log=True), planted.SPACE.knobs[2], planted.SPACE.knobs[3], Categorical("z", (1, 2)))
+    )
+
+    def like(config: Config) -> Outcome:
+        return planted.smooth(config.replace(eager=False, chunked=True, prefix=True))
+
+    problem = replace(planted.problem(), earlier=(source(like, other),))
+    history = [Trial(1, START, START, planted.smooth(START), 60.0)]
+    configs = [Guided(problem).propose(history, stream(seed, "propose")) for seed in range(3)]
+    assert all(planted.SPACE.contains(config) for config in configs)
+    assert all(20 <= planted.number(config["seqs"]) <= 110 for config in configs)
+
+
+def test_a_source_without_any_trial_that_teaches_changes_nothing() -> None:
+    nothing = Earlier("empty", [Trial(1, START, START, Crashed(planted.PORT), 1.0)])
+    history = [Trial(1, START, START, planted.smooth(START), 60.0)]
+    asked = [
+        Guided(replace(planted.problem(), earlier=earlier)).propose(history, stream(1, "propose"))
+        for earlier in ((), (nothing,))
+    ]
+    assert asked[0] == asked[1]
+
+
+def searched(*legs: Leg, to_beat: float | None = None) -> Trial:
+    base = planted.measured(1.0, 0.3)
+    return Trial(1, START, START, replace(base, capacity=Capacity(legs, 0.05, to_beat)), 60.0)
+
+
+def failed(rate: float, excess: float) -> Leg:
+    return Leg(rate, False, 10, 100, True, excess)
+
+
+def test_a_config_that_was_dropped_lies_below_the_rate_it_failed_at_the_more_the_worse_it_failed() -> None:
+    known = searched(Leg(10.0, True, 100, 100, True, -0.1), failed(10.4, 0.1))
+    near, far, lost = (searched(failed(10.0, excess), to_beat=10.0) for excess in (0.05, 1.5, float("inf")))
+    lessons = values([known, near, far, lost], Goal("capacity"))
+    assert lessons[0].y == pytest.approx(np.log(10.0))
+    assert [lesson.y for lesson in lessons] == sorted((lesson.y for lesson in lessons), reverse=True)
+    assert [lesson.extra for lesson in lessons] == sorted(lesson.extra for lesson in lessons)
+    assert np.isfinite(lessons[3].y)
+
+
+def test_dropped_trials_steer_what_comes_next() -> None:
+    """Every config with few sequences was dropped, none with many: few are no longer proposed."""
+
+    def trial(n: int, few: bool) -> Trial:
+        config = planted.SPACE.sample(stream(5, "dropped", n)).replace(seqs=6 if few else 100)
+        one = searched(failed(10.0, 1.0), to_beat=10.0) if few else searched(Leg(10.0, True, 9, 9, True, -0.1))
+        return replace(one, number=n, proposed=config, config=config)
+
+    history = [trial(n, n % 2 == 0) for n in range(1, 9)]
+    problem = Problem(planted.SPACE, Goal("capacity"), 15, lambda c: c)
+    proposed = [Guided(problem).propose(history, stream(seed, "propose")) for seed in range(4)]
+    assert np.median([planted.number(config["seqs"]) for config in proposed]) > 40
+
+
+def test_a_cost_is_told_on_the_log_scale_too_and_less_is_more() -> None:
+    trials = [Trial(1, START, START, planted.measured(1.0, s), 60.0) for s in (0.1, 0.2)]
+    quick, slow = values(trials, Goal("latency"))
+    assert quick.y - slow.y == pytest.approx(np.log(2.0))
+
+
+def test_starting_and_surviving_are_learnt_apart() -> None:
+    load = Crashed(replace(planted.OOM, phase="load"))
+    outcomes = (planted.measured(1.0, 0.3), Crashed(planted.OOM), Refused("no room"), load)
+    trials = [Trial(1, START, START, outcome, 60.0) for outcome in outcomes]
+    assert [lesson.y for lesson in starts(trials)] == [1.0, -1.0, -1.0, 1.0]
+    assert [(lesson.trial, lesson.y) for lesson in survives(trials)] == [(0, 1.0), (3, -1.0)]
+    assert [lesson.trial for lesson in costs(trials)] == [0]
