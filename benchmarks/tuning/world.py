@@ -109,16 +109,9 @@ class _True(SimulatedEngine):
 def _short_of_memory(settings: Settings, engine: SimulatedEngine, task: Task, hidden: Hidden) -> tuple[Gpu, float]:
     """What the extra activations take is missing in the budget; what the extra fragments take, beside it."""
     planned_bytes = memory_of(settings, engine.model, engine.gpu, engine.tp, 0).activations
-    gpu = _without(engine.gpu, int(hidden.activations * planned_bytes / settings.gpu_memory_utilization))
-    memory = memory_of(settings, engine.model, gpu, engine.tp, 0)
-    if memory.kv_longest <= memory.kv < memory.kv_longest + memory.kv_block:
-        # The engine's start passes this, its cache, which keeps a block for itself, does not.
-        gpu = _without(gpu, 2 * memory.kv_block)
+    missing_bytes = int(hidden.activations * planned_bytes / settings.gpu_memory_utilization)
+    gpu = replace(engine.gpu, vram_bytes=max(GIB, engine.gpu.vram_bytes - missing_bytes))
     return gpu, task.others_gib + hidden.fragments * planned_bytes / GIB
-
-
-def _without(gpu: Gpu, missing_bytes: int) -> Gpu:
-    return replace(gpu, vram_bytes=max(GIB, gpu.vram_bytes - missing_bytes))
 
 
 def true_time(believed: BatchTime, settings: Settings, hidden: Hidden) -> BatchTime:
