@@ -112,6 +112,9 @@ def worth(out: Path, runs: Sequence[Run], jobs: int) -> Worth:
         known = _known(out, {run.task for run in simulated})
         tops = [(out, task, _top(task, asked, known)) for task in sorted({task for task, _ in asked})]
         optima = dict(executor.map(_optimum, *zip(*tops, strict=True))) if tops else {}
+    known = _known(out, {run.task for run in simulated})
+    for (task, _), (rate, _) in known.items():  # an earlier search, or the survey, may have found better
+        optima[task] = max(optima[task], rate)
     optima |= {run.task: max(trial["optimum"] for trial in run.trials) for run in runs if run.task not in TASKS}
     rates = {at: truth[0] for at, truth in known.items()}
     return Worth(rates, {at: truth[1] for at, truth in known.items()}, dict.fromkeys(TASKS, 0.0) | optima)

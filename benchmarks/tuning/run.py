@@ -6,7 +6,7 @@ What was run is on record in DIR (runs/, worlds/, priors/), and the same command
 whose library is not installed are left out: run them from an environment that has it, into the same DIR. Optuna's GP
 and constrained BO need `sloguard[bo]`; SMAC3 is no extra of sloguard's: `pip install smac` beside it.
 Tables and figures (table.py) are of all that is on record. A task that changed is run anew; after a change of sloguard
-itself, take another DIR.
+itself, take another DIR. survey.py with the same DIR helps to find the optima.
 """
 
 from __future__ import annotations
