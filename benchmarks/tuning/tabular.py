@@ -1,0 +1,242 @@
+"""Tasks from real measurements: each config of a table was run by somebody, and what it gave is looked up.
+
+InferenceX by way of AIConfigurator (aic_silicon_inferencex.csv.gz): DeepSeek-R1 and MiniMax-M2.5 on eight B200 or
+fewer. A config is backend, precision, parallelism and concurrency. Score: output tokens/s a GPU by Little's law,
+concurrency*osl/(TTFT + osl*TPOT)/GPUs, of what keeps both limits.
+
+SLO-Guard's sequential study (sloguard_trials_sequential.jsonl): Qwen2-1.5B on an A100 40 GB, the paper's knobs. Score:
+requests/s of one client, 1/latency. `python tabular.py --data DIR` prints the paper's own measures of it.
+
+What was not measured can't be run, so a proposal is repaired to the nearest row. No engine's default is known, nothing
+crashes, every trial is taken to last four minutes, and a measurement is its own truth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from loop import BUDGET, GOAL, on_record, run_path, write_records
+from stats import consistency, fast_below_gap
+from ways import WAYS, make_optimizer
+
+from sloguard.contract import Check, Limit, Metric, Verdict
+from sloguard.metrics import summarise
+from sloguard.optim.base import Exhausted, Problem
+from sloguard.request import End, Request, Stage, Timeline
+from sloguard.rng import stream
+from sloguard.slo import Judgement
+from sloguard.space.knobs import Categorical, Int, Knob, same
+from sloguard.space.space import Space
+from sloguard.trial import Capacity, Config, Leg, Measured, Trial, Value
+
+DATA = Path("../shared/data")
+SILICON, SEQUENTIAL = "tuning/aic_silicon_inferencex.csv.gz", "tuning/sloguard_trials_sequential.jsonl"
+ONE_EACH = ("random", "tpe+default", "tba-tpe", "constrained-bo+default", "gp+default", "smac+default", "guided")
+KNOBS = ("backend", "precision", "tp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")  # and concurrency
+GPUS = ("tp_size", "pp_size", "attention_dp_size")
+WORLD = "measured"
+TRIAL_S = 240.0  # about what a start and a search take: the budget is an hour
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """`score` of a config; `excess` is the log of the worst promise's measured over its limit, <= 0 where all kept."""
+
+    config: Config
+    score: float
+    excess: float
+
+
+@dataclass(frozen=True)
+class Table:
+    space: Space
+    rows: tuple[Row, ...]
+
+    @property
+    def optimum(self) -> float:
+        return max(row.score for row in self.rows if row.excess <= 0)
+
+    def nearest(self, config: Config) -> Row:
+        """By the sum over knobs of how far values lie apart in the unit cube; other choices lie 1 apart."""
+        return min(self.rows, key=lambda row: sum(self._apart(k, config, row.config) for k in self.space.knobs))
+
+    @staticmethod
+    def _apart(knob: Knob, a: Config, b: Config) -> float:
+        if knob.name not in a or knob.name not in b:
+            return float(knob.name in a or knob.name in b)
+        if isinstance(knob, Categorical):
+            return float(not same(a[knob.name], b[knob.name]))
+        return abs(knob.encode(a[knob.name]) - knob.encode(b[knob.name]))
+
+
+@dataclass(frozen=True, slots=True)
+class Silicon:
+    """Rows of one model and system at one input and output length, and the limits that a config keeps or not."""
+
+    model: str
+    system: str
+    isl: int
+    osl: int
+    ttft_ms: float
+    tpot_ms: float
+
+
+# A table tells no more of a run than its score: the summary that a trial needs is of one request.
+_NOTHING_MORE = summarise(
+    [Timeline(Request("r0", 0.0, (Stage(1, 1),)), 0.0, 0.0, np.array([1.0]), End.COMPLETED)],
+)
+
+TABULAR: dict[str, Silicon | None] = {
+    "real-deepseek-1k": Silicon("deepseek-ai/DeepSeek-R1", "b200_sxm", 1024, 1024, 300, 12),
+    "real-deepseek-8k": Silicon("deepseek-ai/DeepSeek-R1", "b200_sxm", 8192, 1024, 1200, 14),
+    "real-minimax-1k": Silicon("MiniMaxAI/MiniMax-M2.5", "b200_sxm", 1024, 1024, 120, 10),
+    "real-minimax-8k": Silicon("MiniMaxAI/MiniMax-M2.5", "b200_sxm", 8192, 1024, 600, 15),
+    "real-qwen2-a100": None,  # SLO-Guard's own trials
+}
+
+
+@lru_cache
+def table_of(name: str, data: Path) -> Table:
+    asked = TABULAR[name]
+    return _sequential(data / SEQUENTIAL) if asked is None else _silicon(data / SILICON, asked)
+
+
+def _silicon(path: Path, asked: Silicon) -> Table:
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        wanted = (asked.model, asked.system, "agg", str(asked.isl), str(asked.osl))
+        keys = ("model_path", "system", "mode", "isl", "osl")
+        lines = [line for line in csv.DictReader(file) if tuple(line[key] for key in keys) == wanted]
+    measured: dict[Config, list[tuple[float, float, int]]] = defaultdict(list)
+    for line in lines:
+        gpus = math.prod(int(float(line[name] or 1)) for name in GPUS)
+        concurrency = int(float(line["batch_size"]))
+        config = Config({**{name: line[name] for name in KNOBS}, "concurrency": concurrency})
+        measured[config].append((float(line["silicon_ttft_ms"]), float(line["silicon_tpot_ms"]), gpus))
+    rows: list[Row] = []
+    for config, found in measured.items():
+        ttft_ms, tpot_ms = (float(np.median([each[i] for each in found])) for i in (0, 1))
+        seconds = (ttft_ms + asked.osl * tpot_ms) / 1000
+        score = int(str(config["concurrency"])) * asked.osl / seconds / found[0][2]
+        excess = max(math.log(ttft_ms / asked.ttft_ms), math.log(tpot_ms / asked.tpot_ms))
+        rows.append(Row(config, score, excess))
+    return Table(_space(rows), tuple(rows))
+
+
+def _sequential(path: Path) -> Table:
+    latencies: dict[Config, list[float]] = defaultdict(list)
+    for trial in _published(path):
+        latencies[Config(trial["config"])].append(trial["avg_latency_ms"])
+    rows = [Row(config, 1000 / float(np.median(found)), -1.0) for config, found in latencies.items()]
+    return Table(_space(rows), tuple(rows))
+
+
+def _published(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _space(rows: Sequence[Row]) -> Space:
+    """Counts over their range (log), anything else as a choice among what was measured."""
+    values: dict[str, list[Value]] = defaultdict(list)
+    for row in rows:
+        for name, value in row.config.items():
+            if not any(same(value, known) for known in values[name]):
+                values[name].append(value)
+    knobs: list[Knob] = []
+    for name, found in sorted(values.items()):
+        counts = [v for v in found if isinstance(v, int) and not isinstance(v, bool)]
+        when = ("enforce_eager", False) if name == "enable_chunked_prefill" else None
+        if len(counts) == len(found) > 2:
+            knobs.append(Int(name, min(counts), max(counts), log=True))
+        else:
+            knobs.append(Categorical(name, tuple(sorted(found, key=repr)), when=when))
+    return Space(tuple(sorted(knobs, key=lambda knob: knob.when is not None)))
+
+
+def run_one(out: Path, name: str, way: str, seed: int, data: Path) -> None:
+    path = run_path(out, name, way, seed)
+    if on_record(path, WORLD):
+        return
+    table = table_of(name, data)
+    problem = Problem(table.space, GOAL, BUDGET, lambda config: table.nearest(config).config)
+    optimizer = make_optimizer(WAYS[way], problem)
+    history: list[Trial] = []
+    records: list[dict[str, Any]] = []
+    for number in range(1, BUDGET + 1):
+        began_s = time.process_time()
+        try:
+            proposed = optimizer.propose(history, stream(seed, "propose", number, 0))
+        except Exhausted:
+            break
+        row = table.nearest(proposed)
+        history.append(_trial(number, proposed, row))
+        records.append(_record(history[-1], row, table.optimum, time.process_time() - began_s))
+    write_records(path, records, WORLD)
+
+
+def _trial(number: int, proposed: Config, row: Row) -> Trial:
+    kept = row.excess <= 0
+    judged = Check(Limit(Metric.TTFT, 50, 1.0), math.exp(row.excess), Judgement.MET if kept else Judgement.MISSED)
+    leg = Leg(row.score, kept, int(kept), 1, drained=True, excess=row.excess)
+    outcome = Measured(_NOTHING_MORE, Verdict((judged,), 1), 0.0, capacity=Capacity((leg,), 0.0))
+    return Trial(number, proposed, row.config, outcome, cost_s=TRIAL_S)
+
+
+def _record(trial: Trial, row: Row, optimum: float, cpu_s: float) -> dict[str, Any]:
+    plain: Mapping[str, Value] = row.config
+    return {
+        "number": trial.number,
+        "config": dict(plain),
+        "overrides": dict(plain),
+        "kind": "measured",
+        "feasible": trial.feasible,
+        "low": row.score if trial.feasible else 0.0,
+        "truth": row.score,
+        "optimum": optimum,
+        "cost_s": trial.cost_s,
+        "proposal_cpu_s": round(cpu_s, 4),
+    }
+
+
+def published_measures(data: Path) -> str:
+    """The paper's sequential row: fast-cluster trials, post-hit consistency and best latency, mean +- sd over seeds."""
+    trials = _published(data / SEQUENTIAL)
+    flags = fast_below_gap([trial["avg_latency_ms"] for trial in trials])
+    lines: list[str] = []
+    for optimizer in ("random", "tba-tpe"):
+        by_seed: dict[int, list[tuple[bool, float]]] = defaultdict(list)
+        for trial, fast in zip(trials, flags, strict=True):
+            if trial["optimizer"] == optimizer:
+                by_seed[trial["seed"]].append((fast, trial["avg_latency_ms"]))
+        counts = [sum(fast for fast, _ in found) for found in by_seed.values()]
+        steady = [consistency([fast for fast, _ in found]) or 0.0 for found in by_seed.values()]
+        best = [min(latency for _, latency in found) for found in by_seed.values()]
+        told = ", ".join(f"{np.mean(v):.3f} +- {np.std(v, ddof=1):.3f}" for v in (counts, steady, best))
+        lines.append(f"{optimizer}: fast trials, consistency, best ms: {told}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=DATA)
+    options = parser.parse_args()
+    for name in TABULAR:
+        table = table_of(name, options.data)
+        kept = sum(row.excess <= 0 for row in table.rows)
+        print(f"{name}: {len(table.rows)} configs, {kept} keep the limits, best {table.optimum:.4g}")
+    print(published_measures(options.data))
+
+
+if __name__ == "__main__":
+    main()

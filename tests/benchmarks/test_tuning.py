@@ -1,0 +1,70 @@
+"""The benchmark of the tuner: its worlds, its statistics, and that what is on record is not run again."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from paths import REPO
+
+sys.path.insert(0, str(REPO / "benchmarks" / "tuning"))
+
+import loop
+import tasks
+from records import Run
+from stats import at_times, consistency, fast_below_gap, holm
+from truth import Truth, Worlds, fingerprint
+from world import Hidden, World, true_time
+
+from sloguard.sim.settings import read_settings
+from sloguard.trial import Config
+
+BURSTY = tasks.TASKS["3090-4b-bursty"]
+
+
+def test_without_distortion_the_world_is_what_the_simulator_believes():
+    task = replace(BURSTY, distortion=0.0, others_gib=0.0)
+    hidden = Hidden.of(task)
+    assert (hidden.compute, hidden.memory, hidden.overhead, hidden.activations) == (1, 1, 1, 0)
+    world = World(task, 1)
+    settings = read_settings(world.default_config())
+    believed = world.step_time(settings)
+    assert true_time(believed, settings, hidden) == believed
+    assert true_time(believed, settings, Hidden.of(BURSTY)) != believed
+
+
+def test_a_study_is_made_once_and_again_when_its_task_changed(tmp_path):
+    (tmp_path / "runs").mkdir()
+    path = loop.run_one(tmp_path, BURSTY, "random+default", 1)
+    written, at_ns = path.read_text(), path.stat().st_mtime_ns
+    assert len(written.splitlines()) == loop.BUDGET
+    assert loop.run_one(tmp_path, BURSTY, "random+default", 1).stat().st_mtime_ns == at_ns
+    changed = replace(BURSTY, others_gib=20.0)
+    assert loop.run_one(tmp_path, changed, "random+default", 1).read_text() != written
+
+
+def test_truths_are_kept_by_world(tmp_path):
+    Worlds(tmp_path)._write(BURSTY, "{}", Truth(2.0, 0.5))
+    assert Worlds(tmp_path).truth(BURSTY, Config()) == Truth(2.0, 0.5)
+    assert fingerprint(BURSTY) != fingerprint(replace(BURSTY, ttft_ms=900))
+    assert not Worlds(tmp_path).known(replace(BURSTY, ttft_ms=900))
+
+
+def test_the_incumbent_is_the_best_that_kept_its_promises():
+    lows = [(0.0, False), (2.0, True), (3.0, False), (2.5, True)]
+    trials = [{"low": low, "feasible": kept, "cost_s": 10.0, "kind": "measured"} for low, kept in lows]
+    run = Run("task", "way", 1, trials)
+    assert [t and t["low"] for t in run.incumbents[:4]] == [None, 2.0, 2.0, 2.5]
+    assert len(run.incumbents) == loop.BUDGET
+    assert run.ends_s[-1] == 40.0
+
+
+def test_statistics():
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+    assert at_times(np.array([1.0, 2.0]), np.array([5.0, 6.0]), np.array([0.5, 1.0, 9.0])).tolist() == [0.0, 5.0, 6.0]
+    assert fast_below_gap([430, 440, 2000, 1950]) == [True, True, False, False]
+    assert consistency([False, True, True, False, True]) == pytest.approx(2 / 3)
+    assert consistency([False, True]) is None
