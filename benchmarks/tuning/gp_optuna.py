@@ -17,14 +17,7 @@ import optuna
 from sloguard.errors import MissingExtra
 from sloguard.optim.base import MISS_CAP, Problem, constraints, place, taught
 from sloguard.optim.fresh import first_fresh
-from sloguard.optim.tpe import (
-    COLD_START_TRIALS,
-    DRAWS,
-    _ask,  # pyright: ignore[reportPrivateUsage] - one translation of a space to Optuna's
-    _distribution,  # pyright: ignore[reportPrivateUsage]
-    _quiet,  # pyright: ignore[reportPrivateUsage]
-    _to_optuna,  # pyright: ignore[reportPrivateUsage]
-)
+from sloguard.optim.tpe import COLD_START_TRIALS, DRAWS, ask, distribution, quiet, to_optuna
 from sloguard.space.space import Space
 from sloguard.trial import Config, Measured, Trial
 
@@ -41,7 +34,7 @@ class GpSearch:
         space, goal, known = self.problem.space, self.problem.goal, taught(history)
         scores = [s for s in map(goal.score, known) if s is not None]
         floor = min(scores, default=0.0)
-        with _quiet(), warnings.catch_warnings():
+        with quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the sampler is experimental, and says so
             sampler = optuna.samplers.GPSampler(seed=int(rng.integers(2**32)), n_startup_trials=COLD_START_TRIALS)
             study = optuna.create_study(direction="maximize", sampler=sampler)
@@ -49,7 +42,7 @@ class GpSearch:
                 if space.contains(place(trial, space)):
                     score = goal.score(trial)
                     study.add_trial(_told(trial, space, floor if score is None else score))
-            draws = (_ask(study, space) for _ in range(DRAWS))
+            draws = (ask(study, space) for _ in range(DRAWS))
             return first_fresh(self.problem, history, rng, draws)
 
 
@@ -57,8 +50,8 @@ def _told(trial: Trial, space: Space, value: float) -> optuna.trial.FrozenTrial:
     config, ran = place(trial, space), isinstance(trial.outcome, Measured)
     missed = max(constraints(trial)) if ran else MISS_CAP
     return optuna.trial.create_trial(
-        params={name: _to_optuna(space.knob(name), setting) for name, setting in config.items()},
-        distributions={name: _distribution(space.knob(name)) for name in config},
+        params={name: to_optuna(space.knob(name), setting) for name, setting in config.items()},
+        distributions={name: distribution(space.knob(name)) for name in config},
         value=value,
         constraints={"runs": -1.0 if ran else 1.0, "keeps": min(max(missed, -MISS_CAP), MISS_CAP)},
     )

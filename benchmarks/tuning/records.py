@@ -40,7 +40,7 @@ class Run:
         found: list[dict[str, Any] | None] = []
         best: dict[str, Any] | None = None
         for trial in self.trials:
-            if trial["feasible"] and trial["low"] > (best["low"] if best else 0.0):
+            if trial["feasible"] and trial["score"] > (best["score"] if best else 0.0):
                 best = trial
             found.append(best)
         return [*found, *[best] * (BUDGET - len(found))][:BUDGET]

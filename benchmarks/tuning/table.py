@@ -197,7 +197,7 @@ def by_task(pairs: Pairs, known: Worth) -> str:
 
 
 def _scores(run: Run) -> list[float]:
-    return [trial["low"] if trial["feasible"] else 0.0 for trial in run.trials]
+    return [trial["score"] if trial["feasible"] else 0.0 for trial in run.trials]
 
 
 def _tops(group: Sequence[Run]) -> list[list[float]]:

@@ -201,6 +201,7 @@ def _record(trial: Trial, row: Row, optimum: float, cpu_s: float) -> dict[str, A
         "overrides": dict(plain),
         "kind": "measured",
         "feasible": trial.feasible,
+        "score": row.score if trial.feasible else 0.0,
         "low": row.score if trial.feasible else 0.0,
         "truth": row.score,
         "optimum": optimum,

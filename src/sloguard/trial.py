@@ -69,7 +69,8 @@ class Leg:
 class Capacity:
     """What the search for the largest rate that keeps the contract found within one start: its legs, in order.
 
-    `to_beat` is the rate that it had to keep at the least, for the best config so far does; `tolerance` how narrow the bracket was to become.
+    `to_beat` is the rate that it had to keep at the least, for the best config so far does; `tolerance` how narrow the
+    bracket was to become.
     """
 
     legs: tuple[Leg, ...]

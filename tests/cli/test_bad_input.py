@@ -127,7 +127,7 @@ def files(tmp_path: Path) -> Path:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "binary.csv").write_bytes(bytes(range(256)) * 8)
-    spec = StudySpec("sim", "Qwen/Qwen2-1.5B", "tba-tpe", 15, 0, {"ttft": 0.5}, gpu="A100-40GB")
+    spec = StudySpec("sim", "Qwen/Qwen2-1.5B", "guided", 15, 0, {"ttft": 0.5}, gpu="A100-40GB")
     log = StudyLog(tmp_path / "study")
     with log.writer():
         log.append_header({"spec": spec.to_json(), "engine": {}})

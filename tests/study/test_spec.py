@@ -53,7 +53,11 @@ def test_limits_are_promises_on_the_99th_percentile() -> None:
         ({"budget": 0}, "--budget"),
         ({"seed": -1}, "--seed"),
         ({"objective": "joy"}, "--objective"),
-        ({"slo_p99_s": {}}, "--slo-*-p99"),
+        ({"slo_p99_s": {}}, "--slo-*"),
+        ({"slo_s": {"e2el": 0.0}}, "--slo-latency"),
+        ({"attainment": 1.0}, "--attainment"),
+        ({"rechecks": -1}, "--confirm"),
+        ({"budget_s": 0.0}, "--budget-minutes"),
         ({"slo_p99_s": {"ttft": float("nan")}}, "--slo-ttft-p99"),
     ],
 )

@@ -41,9 +41,9 @@ class Tpe:
     wary: bool = False
 
     def propose(self, history: Sequence[Trial], rng: np.random.Generator) -> Config:
-        with _quiet():
+        with quiet():
             study = _study(self.problem, history, self.random_first, int(rng.integers(2**32)))
-            draws = (_ask(study, self.problem.space) for _ in range(DRAWS))
+            draws = (ask(study, self.problem.space) for _ in range(DRAWS))
             forest = crash_forest(taught(history), self.problem.space, rng) if self.wary else None
             return first_fresh(self.problem, history, rng, draws if forest is None else self._safest(draws, forest))
 
@@ -77,8 +77,8 @@ def _told(trial: Trial, space: Space, goal: Goal) -> optuna.trial.FrozenTrial:
     config = place(trial, space)
     score = goal.score(trial)
     return optuna.trial.create_trial(
-        params={name: _to_optuna(space.knob(name), value) for name, value in config.items()},
-        distributions={name: _distribution(space.knob(name)) for name in config},
+        params={name: to_optuna(space.knob(name), value) for name, value in config.items()},
+        distributions={name: distribution(space.knob(name)) for name in config},
         value=0.0 if score is None else score,  # read of feasible trials only, and those have a score
         constraints=told_constraints(trial),
     )
@@ -96,7 +96,8 @@ def told_constraints(trial: Trial) -> dict[str, float]:
     return {name: value * scale for name, value in zip(names, values, strict=True)}
 
 
-def _ask(study: optuna.Study, space: Space) -> Config:
+def ask(study: optuna.Study, space: Space) -> Config:
+    """A config of `space`, as the study's sampler has it."""
     asked = study.ask()
     values: dict[str, Value] = {}
     for knob in space.knobs:
@@ -115,7 +116,8 @@ def _suggest(asked: optuna.Trial, knob: Knob) -> Value:
             return knob.choices[asked.suggest_categorical(knob.name, range(len(knob.choices)))]
 
 
-def _distribution(knob: Knob) -> BaseDistribution:
+def distribution(knob: Knob) -> BaseDistribution:
+    """A knob in Optuna's words."""
     match knob:
         case Int():
             return IntDistribution(knob.low, knob.high, log=knob.log)
@@ -125,12 +127,13 @@ def _distribution(knob: Knob) -> BaseDistribution:
             return CategoricalDistribution(range(len(knob.choices)))
 
 
-def _to_optuna(knob: Knob, value: Value) -> Value:
+def to_optuna(knob: Knob, value: Value) -> Value:
+    """A value of `distribution(knob)`."""
     return knob.index(value) if isinstance(knob, Categorical) else value
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Optuna announces each study it makes; its own verbosity is put back afterwards."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
