@@ -55,9 +55,9 @@ def test_truths_are_kept_by_world(tmp_path):
 
 def test_the_incumbent_is_the_best_that_kept_its_promises():
     lows = [(0.0, False), (2.0, True), (3.0, False), (2.5, True)]
-    trials = [{"low": low, "feasible": kept, "cost_s": 10.0, "kind": "measured"} for low, kept in lows]
+    trials = [{"score": low, "feasible": kept, "cost_s": 10.0, "kind": "measured"} for low, kept in lows]
     run = Run("task", "way", 1, trials)
-    assert [t and t["low"] for t in run.incumbents[:4]] == [None, 2.0, 2.0, 2.5]
+    assert [t and t["score"] for t in run.incumbents[:4]] == [None, 2.0, 2.0, 2.5]
     assert len(run.incumbents) == loop.BUDGET
     assert run.ends_s[-1] == 40.0
 

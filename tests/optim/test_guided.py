@@ -104,7 +104,7 @@ def test_a_config_that_was_dropped_lies_below_the_rate_it_failed_at_the_more_the
     known = searched(Leg(10.0, True, 100, 100, True, -0.1), failed(10.4, 0.1))
     near, far, lost = (searched(failed(10.0, excess), to_beat=10.0) for excess in (0.05, 1.5, float("inf")))
     lessons = values([known, near, far, lost], Goal("capacity"))
-    assert lessons[0].y == pytest.approx(np.log(10.0))
+    assert np.log(10.0) < lessons[0].y < np.log(10.4)
     assert [lesson.y for lesson in lessons] == sorted((lesson.y for lesson in lessons), reverse=True)
     assert [lesson.extra for lesson in lessons] == sorted(lesson.extra for lesson in lessons)
     assert np.isfinite(lessons[3].y)
