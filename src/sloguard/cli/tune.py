@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from sloguard.study.build import build_study, engine_policy
 from sloguard.study.lanes import Lane, Work, await_workers, close_all, gpu_lanes
 from sloguard.study.log import LOG_NAME, StudyLog
 from sloguard.study.parallel import run_parallel
-from sloguard.study.prior import SIMULATION, earlier_trials
+from sloguard.study.prior import NONE, SIMULATION, can_simulate, earlier_trials
 from sloguard.study.ray_lanes import ray_lanes
 from sloguard.study.results import Results
 from sloguard.study.runner import Study, run_study
@@ -65,7 +65,11 @@ def command(
     budget_gpu_hours: Annotated[float | None, typer.Option(help="The same in hours times GPUs of a trial.")] = None,
     confirm: Annotated[int, typer.Option(help="Fresh starts of each candidate for the best, at the end.")] = 2,
     prior: Annotated[
-        list[str] | None, typer.Option(metavar="sim|DIR", help="Begin with what a simulation, or a study, found.")
+        list[str] | None,
+        typer.Option(
+            metavar="sim|DIR|none",
+            help="Begin with what a simulation (where there can be one, if absent) or a study found.",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of arrivals, prompts and proposals.")] = 0,
     slo_ttft: Annotated[float | None, typer.Option(help="Promise to each request: time to first token, ms.")] = None,
@@ -145,8 +149,8 @@ def command(
         race=race,
         rechecks=confirm,
         budget_s=_budget_s(budget_minutes, budget_gpu_hours, tensor_parallel),
-        priors=tuple(prior or ()),
-        inputs=_inputs(space, workload, *(str(Path(name) / LOG_NAME) for name in prior or () if name != SIMULATION)),
+        priors=_priors(prior),
+        inputs=_inputs(space, workload, *(str(Path(name) / LOG_NAME) for name in prior or ())),
     )
     if not out.strip():
         raise SpecError("--out", out, "is empty", "Name a directory; it is made if it doesn't exist.")
@@ -154,6 +158,8 @@ def command(
     _check_target(log, resume)
     api_key = api_key_from(api_key_env)
     study = build_study(spec, api_key)
+    if prior is None and spec.engine != "sim" and can_simulate(spec):
+        spec = replace(spec, priors=(SIMULATION,))
     started_s = time.monotonic()
     with log.writer(), ExitStack() as stack:
         if spec.priors:
@@ -197,6 +203,13 @@ def _budget_s(minutes: float | None, gpu_hours: float | None, gpus: int) -> floa
         gpu_hours * 3600 / gpus if gpu_hours is not None else None,
     ]
     return min((limit_s for limit_s in limits_s if limit_s is not None), default=None)
+
+
+def _priors(given: Sequence[str] | None) -> tuple[str, ...]:
+    """Raises SpecError for none and some."""
+    if given and NONE in given and len(given) > 1:
+        raise SpecError("--prior", " ".join(given), "none and some", "Give one or the other.")
+    return tuple(name for name in given or () if name != NONE)
 
 
 def _inputs(*paths: str) -> dict[str, str]:

@@ -26,7 +26,7 @@ from sloguard.study.runner import Study, run_study
 from sloguard.study.spec import StudySpec
 from sloguard.trial import Config, Trial
 
-SIMULATION = "sim"
+SIMULATION, NONE = "sim", "none"
 DRAWN, SOUGHT = 120, 40  # trials: all over the space, then where it is good
 COARSE = 0.1  # tolerance of a simulated capacity: finer is beyond what a simulation knows
 COUNT, LEG_S = 64, 10.0  # requests of a simulated load, more where it would be shorter
@@ -43,6 +43,15 @@ def earlier_trials(spec: StudySpec, space: Space, directory: Path, on_trial: OnT
         Earlier(name, simulated(spec, directory / "prior", on_trial) if name == SIMULATION else _read(name, space))
         for name in spec.priors
     )
+
+
+def can_simulate(spec: StudySpec) -> bool:
+    """Whether the engine, its GPU, its model and the knobs are such that a simulation can be had."""
+    try:
+        _simulation(spec)
+    except SpecError:
+        return False
+    return True
 
 
 def _read(name: str, space: Space) -> list[Trial]:
