@@ -202,3 +202,36 @@ def test_it_is_an_engine():
     made: Engine = SimulatedEngine.from_setup(EngineSetup("Qwen/Qwen2-1.5B", gpu="A100-40GB"))
     facts = made.facts()
     assert (facts.device, facts.model, facts.gpu) == ("cuda", SMALL, GPUS["A100-40GB"])
+
+
+GPU_LAYOUTS = {"gpus": 4, "fixed": {"max_model_len": 4096}, "noise": 0.0}
+
+
+def test_layouts_are_tensor_parallelism_and_replicas(tmp_path: Path):
+    laid_out = SimulatedEngine(MODELS["meta-llama/Llama-3.1-8B"], GPUS["H100"], **GPU_LAYOUTS)
+    assert laid_out.facts().layouts == ("tp4", "tp2-dp2", "dp4")  # no pipelines: they are not simulated
+    split = SimulatedEngine(
+        MODELS["meta-llama/Llama-3.1-8B"], GPUS["H100"], 4, fixed={"max_model_len": 4096}, noise=0.0
+    )
+    alone = SimulatedEngine(
+        MODELS["meta-llama/Llama-3.1-8B"], GPUS["H100"], 1, fixed={"max_model_len": 4096}, noise=0.0
+    )
+    load = requests(64, rate=1e6)
+    assert tokens(laid_out.run(Config(), once(load), tmp_path)) == tokens(split.run(Config(), once(load), tmp_path))
+    assert laid_out.default_config()["layout"] == "tp4"
+    four = laid_out.run(Config({"layout": "dp4"}), once(load), tmp_path)
+    assert four.effective["layout"] == "dp4"
+    # requests that all come at once go to the engines in turn, each of which serves its quarter alone
+    assert tokens(four)[::4] == tokens(alone.run(Config(), once(load[::4]), tmp_path))
+
+
+def test_the_default_of_several_gpus_uses_them_all():
+    laid_out = SimulatedEngine(MODELS["meta-llama/Llama-3.1-8B"], GPUS["H100"], **GPU_LAYOUTS)
+    assert "--tensor-parallel-size 4" in " ".join(laid_out.command_for(Config()))
+    other = laid_out.command_for(Config({"layout": "tp2-dp2", "max_num_seqs": 8}))
+    assert "--tensor-parallel-size 2 --data-parallel-size 2 --max-model-len" in " ".join(other)
+
+
+def test_engines_that_share_experts_are_not_simulated():
+    mixture = SimulatedEngine(MODELS["mistralai/Mixtral-8x7B-v0.1"], GPUS["H100"], gpus=4)
+    assert mixture.facts().layouts == ("tp4",)

@@ -120,11 +120,13 @@ class EngineSetup:
     """What any engine may be built from (`from_setup`); each takes what it needs and rejects what it can't honour.
 
     `fixed` are engine arguments that the user pinned (underscored names): they are part of every start and not tuned.
+    An engine with `gpus` starts on all of them, however laid out; one without splits the model over `tensor_parallel`.
     """
 
     model: str
     gpu: str | None = None
     tensor_parallel: int = 1
+    gpus: int | None = None
     seed: int = 0
     fixed: Mapping[str, Value] = field(default_factory=dict)
     python: str | None = None
@@ -139,7 +141,8 @@ class Facts:
     """Where the engine runs: what the space and the memory guard need to know. None is unknown.
 
     `offered` are the flags that the installed vLLM's own command line has; `gpu` is None on a CPU build. An engine that
-    is not `tunable` (a server that somebody else runs) has an empty space.
+    is not `tunable` (a server that somebody else runs) has an empty space. `layouts` are the ways to use the GPUs that
+    it was given, first that of its default; empty where it was given no number of them.
     """
 
     device: Literal["cuda", "cpu"] = "cuda"
@@ -148,6 +151,7 @@ class Facts:
     offered: frozenset[str] | None = None
     gpu: GpuFacts | None = None
     model: ModelShape | None = None
+    layouts: tuple[str, ...] = ()
 
 
 def _toml(value: Value) -> str:

@@ -20,6 +20,7 @@ from sloguard.errors import SpecError
 from sloguard.perf.gpus import GIB, GpuFacts
 from sloguard.space.flags import flag_names
 from sloguard.space.knobs import Categorical, Float, Int, Knob
+from sloguard.space.layout import LAYOUT
 from sloguard.space.policies import PREFIX
 from sloguard.space.space import Space
 from sloguard.trial import Config
@@ -158,8 +159,8 @@ def _read(name: str) -> Space:
 
 def _is_offered(knob: Knob, offered: frozenset[str] | None) -> bool:
     values = knob.choices if isinstance(knob, Categorical) else (None,)
-    if knob.name.startswith(PREFIX):
-        return True
+    if knob.name == LAYOUT or knob.name.startswith(PREFIX):
+        return True  # whether it may be there is for others to say
     return offered is None or all(flag in offered for value in values for flag in flag_names(knob.name, value))
 
 
