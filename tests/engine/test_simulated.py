@@ -139,7 +139,8 @@ def test_a_crash_costs_the_time_it_took_and_is_classified_like_a_real_one(tmp_pa
 )
 def test_a_fifth_to_three_fifths_of_random_configs_fail(model: str, gpu: str, max_model_len: int, tmp_path: Path):
     simulated = SimulatedEngine(MODELS[model], GPUS[gpu], fixed={"max_model_len": max_model_len})
-    space = space_for("vllm", version=(0, 32, 0), gpu=GPUS[gpu], max_len=max_model_len)
+    offered = simulated.facts().offered
+    space = space_for("vllm", version=(0, 32, 0), offered=offered, gpu=GPUS[gpu], max_len=max_model_len)
     rng = stream(0, "random configs")
     crashes = 0
     for _ in range(200):
@@ -189,7 +190,10 @@ def test_a_space_it_cannot_run_is_refused_before_any_trial(knob: Knob, value: st
 
 @pytest.mark.parametrize("name", ["vllm", "paper8"])
 def test_the_offered_spaces_pass(name: str):
-    engine().check_space(space_for(name, version=(0, 32, 0), gpu=GPUS["H100"], max_len=4096))
+    offered = engine().facts().offered
+    space = space_for(name, version=(0, 32, 0), offered=offered, gpu=GPUS["H100"], max_len=4096)
+    engine().check_space(space)
+    assert "speculative" not in space.names
 
 
 def test_tensor_parallel_comes_from_the_setup():

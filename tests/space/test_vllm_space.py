@@ -80,6 +80,24 @@ def test_thresholds_above_the_longest_sequence_are_not_offered() -> None:
     assert knob.values() == (0, 256, 512)
 
 
+def test_drafts_by_look_up_are_one_argument() -> None:
+    offered = offered_flags(HELP)
+    for device in ("cuda", "cpu"):
+        assert "speculative" in space_for("vllm", version=(0, 32, 0), offered=offered, device=device).names
+    assert "speculative" not in space_for("vllm", offered=offered - {"--speculative-config"}).names
+    assert to_flags({"speculative": "off"}) == []
+    flag, argument = to_flags({"speculative": "ngram-3"})
+    assert (flag, json.loads(argument)["num_speculative_tokens"]) == ("--speculative-config", 3)
+    assert yaml.safe_load(to_yaml({"speculative": "ngram-3"}, {})) == {"speculative-config": argument}
+
+
+def test_drafts_that_are_none_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('[speculative]\ntype = "categorical"\nchoices = ["eagle"]\n')
+    with pytest.raises(SpecError, match="speculative"):
+        space_for(str(file), offered=offered_flags(HELP))
+
+
 def test_versions_and_flags_filter_the_table() -> None:
     assert "watermark" in space_for("vllm", version=(0, 33, 0)).names
     assert "watermark" not in space_for("vllm", version=(0, 19, 1)).names
@@ -226,6 +244,7 @@ def test_a_real_log() -> None:
 def test_the_real_parser_reads_what_is_written(tmp_path: Path) -> None:
     config = Config({"enable_prefix_caching": False, "enable_chunked_prefill": False, "enforce_eager": True})
     numbers = Config({**config, "max_num_seqs": 8, "gpu_memory_utilization": 0.15, "quantization": "fp16"})
+    numbers = numbers.replace(layout="tp2-dp2", speculative="ngram-3")
     file = tmp_path / "best.yaml"
     file.write_text(to_yaml(numbers, {"model": "some/model", "max_model_len": 2048}))
     script = """
@@ -238,7 +257,8 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 def read(args):
     found = vars(make_arg_parser(FlexibleArgumentParser()).parse_args(args))
     names = ("model", "dtype", "max_model_len", "max_num_seqs", "gpu_memory_utilization", "quantization",
-             "enforce_eager", "enable_prefix_caching", "enable_chunked_prefill")
+             "enforce_eager", "enable_prefix_caching", "enable_chunked_prefill", "tensor_parallel_size",
+             "data_parallel_size", "speculative_config")
     return {name: found[name] for name in names}
 print(json.dumps([read(["--config", sys.argv[1]]), read(sys.argv[2:])]))
 """
@@ -258,4 +278,12 @@ print(json.dumps([read(["--config", sys.argv[1]]), read(sys.argv[2:])]))
         "enforce_eager": True,
         "enable_prefix_caching": False,
         "enable_chunked_prefill": False,
+        "tensor_parallel_size": 2,
+        "data_parallel_size": 2,
+        "speculative_config": {
+            "method": "ngram",
+            "num_speculative_tokens": 3,
+            "prompt_lookup_max": 4,
+            "prompt_lookup_min": 2,
+        },
     }

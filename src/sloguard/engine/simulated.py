@@ -255,7 +255,8 @@ def _defaults(model: ModelShape, gpu: Gpu, fixed: Mapping[str, Value]) -> Config
         "max_cudagraph_capture_size": None,
         "watermark": 0.0,
     }
-    return Config({**own, **vllm_defaults(VLLM_VERSION, gpu), **fixed})
+    known = {name: value for name, value in vllm_defaults(VLLM_VERSION, gpu).items() if name in KNOBS}
+    return Config({**own, **known, **fixed})
 
 
 def _last_s(timelines: Sequence[Timeline]) -> float:

@@ -8,6 +8,7 @@ False is written `no-x: true`, which every version reads alike (utils/argparse_u
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 
@@ -22,9 +23,24 @@ def _quantization(value: Value) -> dict[str, Value]:
     return {"dtype": "float16"} if value == "fp16" else {"quantization": value}
 
 
+def _speculative(value: Value) -> dict[str, Value]:
+    """`ngram-3`: where the last four to two tokens stood before in the text, the three after them are proposed."""
+    found = re.fullmatch(r"ngram-(\d+)", str(value))
+    if found is None:
+        return {} if value == "off" else {"speculative": value}
+    lookup = {
+        "method": "ngram",
+        "num_speculative_tokens": int(found[1]),
+        "prompt_lookup_max": 4,
+        "prompt_lookup_min": 2,
+    }
+    return {"speculative_config": json.dumps(lookup)}
+
+
 # Knobs whose values are not those of one flag of the same name: from a value to vLLM's arguments.
 _SPELLED: dict[str, Callable[[Value], dict[str, Value]]] = {
     "quantization": _quantization,
+    "speculative": _speculative,
     LAYOUT: lambda value: Layout.named(value).sizes,
 }
 

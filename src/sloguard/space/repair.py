@@ -195,6 +195,12 @@ def _planned_length(case: _Case) -> int | None:
     return max_sequences(fit, case.config, model, 1, case.layout, PAPER_MARGIN)
 
 
+def _looks_up_asynchronously(case: _Case) -> bool:
+    """Asked to: where nothing is asked, vLLM chooses what works."""
+    asked = case.config.get("async_scheduling", case.context.fixed.get("async_scheduling"))
+    return asked is True and str(case.value("speculative")).startswith("ngram")
+
+
 def _too_little_memory(case: _Case) -> bool:
     return case.fit is not None and not case.fit.ok
 
@@ -254,6 +260,11 @@ RULES: tuple[Rule, ...] = (
         "this GPU is too old for the quantization method",
         lambda case: _method_unsupported(case.value("quantization"), case.context.gpu),
         _supported_methods,
+    ),
+    Rule(
+        "n-gram look-up is not there with async scheduling",
+        _looks_up_asynchronously,
+        lambda _: iter((("async_scheduling", False), ("speculative", "off"))),
     ),
     # Not required: where no layout has room, the guard says what is needed.
     Rule("each GPU has to hold its share of the model", _too_little_memory, _wider_layouts, required=False),

@@ -73,6 +73,8 @@ _ROWS = (
     _Row(Categorical("block_size", (32, 64, 128)), ("cpu",)),  # its attention kernel takes multiples of 32
     _Row(Categorical("enable_prefix_caching", BOOL)),
     _Row(Categorical("enable_chunked_prefill", BOOL)),
+    # Proposing by look-up takes no second model. What is proposed is checked, so answers are as without.
+    _Row(Categorical("speculative", ("off", "ngram-2", "ngram-3", "ngram-4", "ngram-5"))),
     _Row(Categorical("watermark", (0.0, 0.02, 0.05)), since=(0, 32, 0)),
 )
 
@@ -188,6 +190,7 @@ def vllm_defaults(version: Version | None, gpu: GpuFacts | None) -> Config:
             "enable_prefix_caching": True,
             "enable_chunked_prefill": True,
             "quantization": "fp16",  # none, in the paper's word
+            "speculative": "off",
             **({"watermark": 0.0} if version is None or version >= (0, 32, 0) else {}),
         }
     )

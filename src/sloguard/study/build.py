@@ -35,6 +35,9 @@ from sloguard.workload.scenarios import WORKLOADS, build_requests
 # Where one of these is tuned, what a GPU holds of the weights differs from config to config.
 WEIGHT_KNOBS = {"quantization", "tensor_parallel_size", "pipeline_parallel_size", "cpu_offload_gb"}
 
+# Arguments by which a user chooses how tokens are proposed, so that it is not tuned.
+SPECULATION = {"speculative_config", "spec_method", "spec_model", "spec_tokens"}
+
 
 def build_study(spec: StudySpec, api_key: str | None = None, earlier: tuple[Earlier, ...] = ()) -> Study:
     """Builds engine, space, guard and optimizer, which knows the trials of `earlier` studies; starts no engine. Raises
@@ -169,6 +172,8 @@ def _space(spec: StudySpec, facts: Facts, policy: EnginePolicy | None) -> Space:
     if facts.layouts:
         space = Space((*space.knobs, Categorical(LAYOUT, facts.layouts)))
     pinned = dict(spec.engine_args)
+    if SPECULATION & set(pinned):
+        pinned["speculative"] = None
     if policy is not None:
         pinned |= {"scheduling_policy": "fcfs", **{f"{PREFIX}{name}": value for name, value in policy.options.items()}}
         if not spec.space.endswith(".toml"):  # whoever names knobs names all of them
