@@ -16,7 +16,7 @@ from sloguard.errors import SpecError
 from sloguard.perf.gpus import GPUS
 from sloguard.space.flags import count_of, parse_effective, to_flags, to_yaml
 from sloguard.space.knobs import Categorical, Float, Int
-from sloguard.space.vllm import PAPER8, offered_flags, space_for, vllm_defaults
+from sloguard.space.vllm import PAPER8, lossy, offered_flags, space_for, vllm_defaults
 from sloguard.trial import Config, Value
 
 HELP = (REPO / "tests" / "golden" / "vllm_0.32_help.txt").read_text()
@@ -55,8 +55,9 @@ def test_flags_that_the_real_command_line_offers() -> None:
 
 def test_modern_space_by_device() -> None:
     offered = offered_flags(HELP)
-    gpu = space_for("vllm", version=(0, 32, 0), offered=offered, gpu=GPUS["H100"], max_len=131072)
-    cpu = space_for("vllm", version=(0, 32, 0), offered=offered, device="cpu", max_len=2048)
+    known = {"version": (0, 32, 0), "offered": offered, "allow_lossy": True}
+    gpu = space_for("vllm", gpu=GPUS["H100"], max_len=131072, **known)
+    cpu = space_for("vllm", device="cpu", max_len=2048, **known)
     assert {"kv_cache_dtype", "async_scheduling", "max_cudagraph_capture_size"} <= set(gpu.names)
     assert not {"kv_cache_dtype", "async_scheduling", "max_cudagraph_capture_size"} & set(cpu.names)
     assert {"max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization"} <= set(gpu.names) & set(cpu.names)
@@ -64,9 +65,20 @@ def test_modern_space_by_device() -> None:
 
 
 def test_fp8_kv_cache_only_where_the_hardware_has_fp8() -> None:
-    assert "kv_cache_dtype" not in space_for("vllm", gpu=GPUS["A100-40GB"]).names
-    assert "kv_cache_dtype" in space_for("vllm", gpu=GPUS["L4"]).names
-    assert "kv_cache_dtype" not in space_for("vllm", gpu=None).names
+    assert "kv_cache_dtype" not in space_for("vllm", gpu=GPUS["A100-40GB"], allow_lossy=True).names
+    assert "kv_cache_dtype" in space_for("vllm", gpu=GPUS["L4"], allow_lossy=True).names
+    assert "kv_cache_dtype" not in space_for("vllm", gpu=None, allow_lossy=True).names
+
+
+def test_what_changes_answers_is_tuned_only_where_that_is_allowed(tmp_path: Path) -> None:
+    assert "kv_cache_dtype" not in space_for("vllm", gpu=GPUS["L4"]).names
+    file = tmp_path / "mine.toml"
+    file.write_text('[quantization]\ntype = "categorical"\nchoices = ["none", "fp8"]\n')
+    with pytest.raises(SpecError, match=r"quantization would change.*--allow-lossy"):
+        space_for(str(file))
+    assert space_for(str(file), allow_lossy=True).names == ("quantization",)
+    assert lossy(Config({"quantization": "fp8", "kv_cache_dtype": "auto", "max_num_seqs": 8})) == ("quantization=fp8",)
+    assert lossy(Config()) == ()
 
 
 def test_switching_chunked_prefill_off_is_offered_only_where_a_whole_prompt_fits_a_step() -> None:

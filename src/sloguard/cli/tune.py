@@ -105,6 +105,12 @@ def command(
         str | None,
         typer.Option(metavar="NAME[:key=value]", help="Tune with sloguard's scheduler inside, its knobs in the space."),
     ] = None,
+    allow_lossy: Annotated[
+        bool, typer.Option("--allow-lossy", help="Tune what may change answers too, such as an FP8 KV cache.")
+    ] = False,
+    quality: Annotated[
+        float, typer.Option(help="With --allow-lossy: share of the default's answers that has to come unchanged.")
+    ] = 0.9,
     default: Annotated[bool, typer.Option(show_default=False, help="Try the engine's default first (it does).")] = True,
     parallel: Annotated[int, typer.Option(min=1, help="Trials at a time, each on GPUs of its own.")] = 1,
     ray_address: Annotated[
@@ -153,6 +159,8 @@ def command(
         rechecks=confirm,
         budget_s=_budget_s(budget_minutes, budget_gpu_hours, gpus or tensor_parallel or 1),
         priors=tuple(prior or ()),
+        allow_lossy=allow_lossy,
+        quality=quality,
         inputs=_inputs(space, workload, *(str(Path(name) / LOG_NAME) for name in prior or () if name != SIMULATION)),
     )
     if not out.strip():
@@ -161,6 +169,8 @@ def command(
     _check_target(log, resume)
     api_key = api_key_from(api_key_env)
     study = build_study(spec, api_key)
+    if allow_lossy and study.quality is None:
+        plain_console(stderr=True).print("what this engine answers can't be checked: --quality has no effect")
     started_s = time.monotonic()
     with log.writer(), ExitStack() as stack:
         if spec.priors:

@@ -159,6 +159,7 @@ class VllmEngine:
             gpu=self._gpu() if self.install.device == "cuda" else None,
             model=model,
             layouts=self._layouts(model, offered),
+            answers=True,
         )
 
     def _layouts(self, model: ModelShape | None, offered: frozenset[str]) -> tuple[str, ...]:
@@ -252,12 +253,14 @@ class VllmEngine:
                 server.check_after_load(model, offered.timelines)
                 return offered.timelines
 
+            questions = plan.questions
             try:
-                served = follow(plan, offered)
+                answers = server.answers(model, questions, self.timeouts.request_s) if questions else ()
+                served = () if questions and not questions.passed_by(answers) else follow(plan, offered)
             finally:
                 record |= {"load_s": time.monotonic() - began_s - startup_s, "notes": list(dict.fromkeys(notes))}
         effective = parse_effective((trial_dir / LOG).read_text(encoding="utf-8", errors="replace"))
-        return Run(served, startup_s, time.monotonic() - began_s, effective, _notes(record))
+        return Run(served, startup_s, time.monotonic() - began_s, effective, _notes(record), answers)
 
     @contextlib.contextmanager
     def serving(

@@ -19,8 +19,8 @@ from sloguard.trial import Value
 
 
 def _quantization(value: Value) -> dict[str, Value]:
-    """fp16 is the paper's word for "not quantised, 16-bit weights"."""
-    return {"dtype": "float16"} if value == "fp16" else {"quantization": value}
+    """`none` is as the checkpoint is; fp16 the paper's word for "not quantised, 16-bit weights"."""
+    return {"dtype": "float16"} if value == "fp16" else {} if value == "none" else {"quantization": value}
 
 
 def _speculative(value: Value) -> dict[str, Value]:

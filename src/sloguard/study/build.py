@@ -75,6 +75,7 @@ def build_study(spec: StudySpec, api_key: str | None = None, earlier: tuple[Earl
         race=spec.race,
         rechecks=spec.rechecks,
         budget_s=spec.budget_s,
+        quality=spec.quality if spec.allow_lossy and facts.answers else None,
     )
 
 
@@ -167,6 +168,7 @@ def _space(spec: StudySpec, facts: Facts, policy: EnginePolicy | None) -> Space:
         device=facts.device,
         gpu=facts.gpu,
         max_len=_max_len(spec, facts),
+        allow_lossy=spec.allow_lossy,
     )
     _check_layout(spec, "--space", space.names)
     if facts.layouts:
