@@ -13,7 +13,7 @@ from sloguard.engine.base import Facts, LoadPlan, OnPhase, Run, follow, ignore_p
 from sloguard.errors import EngineCrash
 from sloguard.request import End, Request, Stage, Timeline
 from sloguard.space.space import Space
-from sloguard.trial import Config
+from sloguard.trial import Answers, Config
 
 OOM = Evidence("startup", exit_code=1, log_tail="torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB.")
 PORT_TAKEN = Evidence("startup", exit_code=1, log_tail="OSError: [Errno 98] Address already in use")
@@ -39,11 +39,12 @@ def served(requests: Sequence[Request], ttft_s: float, tpot_s: float) -> list[Ti
 
 @dataclass
 class FakeEngine:
-    """`respond` gives (TTFT, TPOT) in seconds for a config, or the evidence of its crash."""
+    """`respond` gives (TTFT, TPOT) in seconds for a config, or the evidence of its crash; `answer` what it answers."""
 
     respond: Callable[[Config], tuple[float, float] | Evidence]
     calls: list[Config] = field(default_factory=list)
     default: Config = field(default_factory=Config)
+    answer: Callable[[Config], Answers] = lambda _: ()
 
     def default_config(self) -> Config:
         return self.default
@@ -55,7 +56,11 @@ class FakeEngine:
         response = self.respond(config)
         if isinstance(response, Evidence):
             raise EngineCrash(response, cost_s=3.0)
-        return Run(follow(plan, lambda load: served(load.requests, *response)), startup_s=5.0, cost_s=10.0)
+        answers = self.answer(config) if plan.questions else ()
+        if plan.questions and not plan.questions.passed_by(answers):
+            return Run((), startup_s=5.0, cost_s=6.0, answers=answers)
+        loads = follow(plan, lambda load: served(load.requests, *response))
+        return Run(loads, startup_s=5.0, cost_s=10.0, answers=answers)
 
     def command_for(self, config: Config) -> list[str]:
         return ["fake", *map(str, config.values())]

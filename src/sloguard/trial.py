@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,6 +13,8 @@ from sloguard.metrics import Summary
 from sloguard.slo import Judgement
 
 Value = bool | int | float | str | None
+Answer = tuple[int, ...]  # token ids
+Answers = tuple[Answer, ...]  # to the questions of study/quality.py
 
 
 class Config(Mapping[str, Value]):
@@ -134,7 +136,7 @@ class Measured:
 
     `effective` is what the engine said it runs, where it said so; `notes` what a reader of the figures must know. Where
     a `capacity` was searched for, summary and verdict are those of the largest rate that passed, or of the smallest
-    that was tried where none did.
+    that was tried where none did. `answers` are those that others are held against.
     """
 
     summary: Summary
@@ -143,6 +145,7 @@ class Measured:
     effective: dict[str, Value] = field(default_factory=dict[str, Value])
     notes: tuple[str, ...] = ()
     capacity: Capacity | None = None
+    answers: Answers = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +157,7 @@ class Crashed:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Never tried: the guard proved that it cannot start."""
+    """Given no load: the guard proved that it cannot start, or its answers are not the default's."""
 
     reason: str
 
@@ -182,12 +185,24 @@ class Avoided:
 class Ask:
     """What a trial is asked beyond its config. `to_beat` is the rate [requests/s] that it has to keep at the least,
     `near` where to begin a search without one, `turn` which arrivals are offered: 0 those that every config meets, the
-    others are held out for measuring again.
+    others are held out for measuring again. `reference` are the answers with which the engine's are to agree, empty
+    where its own are to be those; None where it isn't asked.
     """
 
     to_beat: float | None = None
     near: float | None = None
     turn: int = 0
+    reference: Answers | None = None
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Ask:
+        reference = data.get("reference")
+        answers = None if reference is None else _answers(reference)
+        return Ask(data.get("to_beat"), data.get("near"), data.get("turn", 0), answers)
+
+
+def _answers(data: Iterable[Iterable[int]]) -> Answers:
+    return tuple(map(tuple, data))
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +244,7 @@ class Proposal:
             tuple(data["repairs"]),
             tuple(map(Avoided.from_json, data["avoided"])),
             data["refused"],
-            Ask(**data.get("ask", {})),
+            Ask.from_json(data.get("ask", {})),
             data.get("recheck"),
         )
 
@@ -306,6 +321,7 @@ def _outcome_to_json(outcome: Outcome) -> dict[str, Any]:
                 "notes": list(outcome.notes),
                 **({"attained": asdict(attained)} if (attained := outcome.verdict.attained) else {}),
                 **({"capacity": outcome.capacity.to_json()} if outcome.capacity else {}),
+                **({"answers": outcome.answers} if outcome.answers else {}),
             }
         case Crashed():
             return {"kind": "crashed", **asdict(outcome.crash)}
@@ -321,7 +337,8 @@ def _outcome_from_json(data: Mapping[str, Any]) -> Outcome:
             attained = Attained(**data["attained"]) if "attained" in data else None
             verdict = Verdict(checks, summary.completed, attained)
             capacity = Capacity.from_json(data["capacity"]) if "capacity" in data else None
-            return Measured(summary, verdict, data["startup_s"], data["effective"], tuple(data["notes"]), capacity)
+            answers, notes = _answers(data.get("answers", ())), tuple(data["notes"])
+            return Measured(summary, verdict, data["startup_s"], data["effective"], notes, capacity, answers)
         case "crashed":
             return Crashed(Crash(**{k: v for k, v in data.items() if k != "kind"}))
         case "refused":

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 ENGINE = "tune --engine sim --gpu A100-40GB --model meta-llama/Llama-3.1-8B"
 SIM = f"{ENGINE} --num-requests 20 --slo-ttft 400 --slo-tpot 25 --seed 7"
@@ -121,3 +122,27 @@ def test_bad_input_is_one_line_that_names_the_flag(more: str, said: str, tmp_pat
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "study" / "study.jsonl").exists()
+
+
+def test_the_use_of_several_gpus_is_tuned_and_written_down(tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    command = f"{SIM} --gpus 2 --optimizer random --budget 4 --confirm 0 --out {out}"
+    done = sloguard(command)
+    assert done.returncode == 0, done.stderr
+    header, default, *trials = lines(out)
+    assert header["engine"]["layouts"] == "tp2 dp2"  # type: ignore[index]
+    assert (default["proposed"], default["config"]["layout"]) == ({}, "tp2")  # type: ignore[index]
+    assert {t["config"]["layout"] for t in trials} <= {"tp2", "dp2"}  # type: ignore[index]
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["not_applied"] == {}
+    size = {"tp2": "tensor-parallel-size", "dp2": "data-parallel-size"}[summary["best"]["config"]["layout"]]
+    assert yaml.safe_load((out / "best.yaml").read_text())[size] == 2
+    assert f"--{size} 2" in done.stdout
+
+
+def test_a_default_on_several_gpus_is_split_over_them(tmp_path: Path) -> None:
+    done = sloguard(f"{SIM} --gpus 2 --budget 1 --confirm 0 --out {tmp_path / 'study'}")
+    assert done.returncode == 0, done.stderr
+    assert "vllm serve meta-llama/Llama-3.1-8B --tensor-parallel-size 2\n" in done.stdout
+    best = yaml.safe_load((tmp_path / "study" / "best.yaml").read_text())
+    assert best == {"model": "meta-llama/Llama-3.1-8B", "tensor-parallel-size": 2}

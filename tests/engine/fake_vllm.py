@@ -87,7 +87,8 @@ def main() -> None:
         print(json.dumps({"python": "3.11.7", "vllm": ["vllm", version] if version else None}))
         return
     if "--help=all" in sys.argv:
-        print("  --max-num-seqs MAX_NUM_SEQS\n  --enforce-eager, --no-enforce-eager\n")
+        print("  --max-num-seqs MAX_NUM_SEQS\n  --enforce-eager, --no-enforce-eager\n  --tensor-parallel-size N\n")
+        print("  --data-parallel-size N\n")
         return
     print("argv", *sys.argv[1:], flush=True)
     print(f"usage stats {os.environ.get('VLLM_NO_USAGE_STATS')}", flush=True)

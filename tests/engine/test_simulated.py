@@ -139,7 +139,8 @@ def test_a_crash_costs_the_time_it_took_and_is_classified_like_a_real_one(tmp_pa
 )
 def test_a_fifth_to_three_fifths_of_random_configs_fail(model: str, gpu: str, max_model_len: int, tmp_path: Path):
     simulated = SimulatedEngine(MODELS[model], GPUS[gpu], fixed={"max_model_len": max_model_len})
-    space = space_for("vllm", version=(0, 32, 0), gpu=GPUS[gpu], max_len=max_model_len)
+    offered = simulated.facts().offered
+    space = space_for("vllm", version=(0, 32, 0), offered=offered, gpu=GPUS[gpu], max_len=max_model_len)
     rng = stream(0, "random configs")
     crashes = 0
     for _ in range(200):
@@ -189,7 +190,10 @@ def test_a_space_it_cannot_run_is_refused_before_any_trial(knob: Knob, value: st
 
 @pytest.mark.parametrize("name", ["vllm", "paper8"])
 def test_the_offered_spaces_pass(name: str):
-    engine().check_space(space_for(name, version=(0, 32, 0), gpu=GPUS["H100"], max_len=4096))
+    offered = engine().facts().offered
+    space = space_for(name, version=(0, 32, 0), offered=offered, gpu=GPUS["H100"], max_len=4096)
+    engine().check_space(space)
+    assert "speculative" not in space.names
 
 
 def test_tensor_parallel_comes_from_the_setup():
@@ -202,3 +206,36 @@ def test_it_is_an_engine():
     made: Engine = SimulatedEngine.from_setup(EngineSetup("Qwen/Qwen2-1.5B", gpu="A100-40GB"))
     facts = made.facts()
     assert (facts.device, facts.model, facts.gpu) == ("cuda", SMALL, GPUS["A100-40GB"])
+
+
+GPU_LAYOUTS = {"gpus": 4, "fixed": {"max_model_len": 4096}, "noise": 0.0}
+
+
+def test_layouts_are_tensor_parallelism_and_replicas(tmp_path: Path):
+    laid_out = SimulatedEngine(MODELS["meta-llama/Llama-3.1-8B"], GPUS["H100"], **GPU_LAYOUTS)
+    assert laid_out.facts().layouts == ("tp4", "tp2-dp2", "dp4")  # no pipelines: they are not simulated
+    split = SimulatedEngine(
+        MODELS["meta-llama/Llama-3.1-8B"], GPUS["H100"], 4, fixed={"max_model_len": 4096}, noise=0.0
+    )
+    alone = SimulatedEngine(
+        MODELS["meta-llama/Llama-3.1-8B"], GPUS["H100"], 1, fixed={"max_model_len": 4096}, noise=0.0
+    )
+    load = requests(64, rate=1e6)
+    assert tokens(laid_out.run(Config(), once(load), tmp_path)) == tokens(split.run(Config(), once(load), tmp_path))
+    assert laid_out.default_config()["layout"] == "tp4"
+    four = laid_out.run(Config({"layout": "dp4"}), once(load), tmp_path)
+    assert four.effective["layout"] == "dp4"
+    # requests that all come at once go to the engines in turn, each of which serves its quarter alone
+    assert tokens(four)[::4] == tokens(alone.run(Config(), once(load[::4]), tmp_path))
+
+
+def test_the_default_of_several_gpus_uses_them_all():
+    laid_out = SimulatedEngine(MODELS["meta-llama/Llama-3.1-8B"], GPUS["H100"], **GPU_LAYOUTS)
+    assert "--tensor-parallel-size 4" in " ".join(laid_out.command_for(Config()))
+    other = laid_out.command_for(Config({"layout": "tp2-dp2", "max_num_seqs": 8}))
+    assert "--tensor-parallel-size 2 --data-parallel-size 2 --max-model-len" in " ".join(other)
+
+
+def test_engines_that_share_experts_are_not_simulated():
+    mixture = SimulatedEngine(MODELS["mistralai/Mixtral-8x7B-v0.1"], GPUS["H100"], gpus=4)
+    assert mixture.facts().layouts == ("tp4",)

@@ -308,5 +308,35 @@ def test_the_command_a_person_types(make_engine: MakeEngine) -> None:
     assert command == ["vllm", "serve", "org/model", *flags]
 
 
+@pytest.fixture
+def on_four(python: str) -> VllmEngine:
+    return VllmEngine("meta-llama/Llama-3.1-8B", python=python, gpus=4, gpu="H100", warmup=0, timeouts=QUICK)
+
+
+def test_the_model_is_laid_out_on_all_gpus(on_four: VllmEngine, tmp_path: Path) -> None:
+    assert on_four.facts().layouts == ("tp4", "tp2-dp2", "dp4")  # that vLLM has no flag for pipelines
+    assert on_four.default_config()["layout"] == "tp4"
+    assert on_four.command_for(Config())[3:] == ["--tensor-parallel-size", "4"]
+    assert on_four.command_for(Config({"layout": "dp4"}))[3:] == ["--data-parallel-size", "4"]
+    run = on_four.run(Config({"layout": "tp2-dp2"}), once(LOAD), tmp_path / "trial")
+    assert [t.end for t in run.timelines] == [End.COMPLETED] * len(LOAD)
+    argv = " ".join(record(tmp_path)["argv"])  # type: ignore[arg-type]
+    assert argv.endswith("--tensor-parallel-size 2 --data-parallel-size 2")
+
+
+def test_each_layout_is_started_for_a_first_time(on_four: VllmEngine, tmp_path: Path) -> None:
+    firsts: list[object] = []
+    for layout in ("tp4", "dp4", "tp4"):
+        on_four.run(Config({"layout": layout}), once([]), tmp_path / "trial")
+        firsts.append(record(tmp_path)["first_start"])
+    assert firsts == [True, True, False]
+
+
+def test_gpus_for_a_vllm_without_any(python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_VLLM_VERSION", "0.32.0+cpu")
+    with pytest.raises(SpecError, match=r"--gpus = 4.*CPU"):
+        VllmEngine("meta-llama/Llama-3.1-8B", python=python, gpus=4).facts()
+
+
 def test_tools_beside_the_python_come_first_in_its_path(make_engine: MakeEngine, python: str) -> None:
     assert server_environment(make_engine().install)["PATH"].split(os.pathsep)[0] == str(Path(python).parent)

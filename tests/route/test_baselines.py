@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from clusters import ask, maker, state
 from sloguard.request import Prefix
 from sloguard.rng import stream
-from sloguard.route.baselines import LeastTokens, PowerOfTwo, PrefixAffinity, RoundRobin
+from sloguard.route.baselines import LeastJobs, LeastTokens, PowerOfTwo, PrefixAffinity, RoundRobin
 from sloguard.route.prefixes import PrefixMap
 from sloguard.route.slo import Sequential
 from sloguard.sched.job import Job
@@ -26,6 +28,15 @@ def test_power_of_two_never_takes_the_busiest():
     states = [state(running=3), state(waiting=9), state(running=1, waiting=1)]
     chosen = {router.choose(0.0, job(), states, ()).replica for _ in range(50)}
     assert chosen == {0, 2}
+
+
+def test_least_jobs_takes_turns_among_equals_and_shuns_queues_on_full_caches():
+    router = LeastJobs()
+    assert [router.choose(0.0, job(), [state()] * 3, ()).replica for _ in range(4)] == [0, 1, 2, 0]
+    full = state(running=2, waiting=1, blocks=100, free_blocks=0)
+    assert router.choose(0.0, job(), [full, state(running=5, blocks=100, free_blocks=90)], ()).replica == 1
+    roomy = replace(full, free_blocks=60)
+    assert router.choose(0.0, job(), [roomy, state(running=5, blocks=100, free_blocks=90)], ()).replica == 0
 
 
 def test_least_tokens_counts_queue_and_memory():

@@ -175,3 +175,15 @@ def test_thresholds_and_active_sequences_keep_below_their_limits() -> None:
 
 def test_the_engines_own_default_is_not_touched() -> None:
     assert repair(Config(), PAPER8, PAPER).config == Config()
+
+
+def test_look_up_needs_synchronous_scheduling_where_something_is_asked() -> None:
+    space = Space((Categorical("async_scheduling", (True, False)), Categorical("speculative", ("off", "ngram-3"))))
+    both = Config({"async_scheduling": True, "speculative": "ngram-3"})
+    assert repair(both, space, NOTHING_KNOWN).config == both.replace(async_scheduling=False)
+    assert repair(both.replace(speculative="off"), space, NOTHING_KNOWN).notes == ()
+    alone = Space((space.knob("speculative"),))
+    left_open = Config({"speculative": "ngram-3"})
+    assert repair(left_open, alone, RepairContext(gpu=A100)).notes == ()  # vLLM then switches it off itself
+    pinned = RepairContext(fixed=Config({"async_scheduling": True}))
+    assert repair(left_open, alone, pinned).config == Config({"speculative": "off"})

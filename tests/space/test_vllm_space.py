@@ -16,7 +16,7 @@ from sloguard.errors import SpecError
 from sloguard.perf.gpus import GPUS
 from sloguard.space.flags import count_of, parse_effective, to_flags, to_yaml
 from sloguard.space.knobs import Categorical, Float, Int
-from sloguard.space.vllm import PAPER8, offered_flags, space_for, vllm_defaults
+from sloguard.space.vllm import PAPER8, lossy, offered_flags, space_for, vllm_defaults
 from sloguard.trial import Config, Value
 
 HELP = (REPO / "tests" / "golden" / "vllm_0.32_help.txt").read_text()
@@ -55,8 +55,9 @@ def test_flags_that_the_real_command_line_offers() -> None:
 
 def test_modern_space_by_device() -> None:
     offered = offered_flags(HELP)
-    gpu = space_for("vllm", version=(0, 32, 0), offered=offered, gpu=GPUS["H100"], max_len=131072)
-    cpu = space_for("vllm", version=(0, 32, 0), offered=offered, device="cpu", max_len=2048)
+    known = {"version": (0, 32, 0), "offered": offered, "allow_lossy": True}
+    gpu = space_for("vllm", gpu=GPUS["H100"], max_len=131072, **known)
+    cpu = space_for("vllm", device="cpu", max_len=2048, **known)
     assert {"kv_cache_dtype", "async_scheduling", "max_cudagraph_capture_size"} <= set(gpu.names)
     assert not {"kv_cache_dtype", "async_scheduling", "max_cudagraph_capture_size"} & set(cpu.names)
     assert {"max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization"} <= set(gpu.names) & set(cpu.names)
@@ -64,9 +65,20 @@ def test_modern_space_by_device() -> None:
 
 
 def test_fp8_kv_cache_only_where_the_hardware_has_fp8() -> None:
-    assert "kv_cache_dtype" not in space_for("vllm", gpu=GPUS["A100-40GB"]).names
-    assert "kv_cache_dtype" in space_for("vllm", gpu=GPUS["L4"]).names
-    assert "kv_cache_dtype" not in space_for("vllm", gpu=None).names
+    assert "kv_cache_dtype" not in space_for("vllm", gpu=GPUS["A100-40GB"], allow_lossy=True).names
+    assert "kv_cache_dtype" in space_for("vllm", gpu=GPUS["L4"], allow_lossy=True).names
+    assert "kv_cache_dtype" not in space_for("vllm", gpu=None, allow_lossy=True).names
+
+
+def test_what_changes_answers_is_tuned_only_where_that_is_allowed(tmp_path: Path) -> None:
+    assert "kv_cache_dtype" not in space_for("vllm", gpu=GPUS["L4"]).names
+    file = tmp_path / "mine.toml"
+    file.write_text('[quantization]\ntype = "categorical"\nchoices = ["none", "fp8"]\n')
+    with pytest.raises(SpecError, match=r"quantization would change.*--allow-lossy"):
+        space_for(str(file))
+    assert space_for(str(file), allow_lossy=True).names == ("quantization",)
+    assert lossy(Config({"quantization": "fp8", "kv_cache_dtype": "auto", "max_num_seqs": 8})) == ("quantization=fp8",)
+    assert lossy(Config()) == ()
 
 
 def test_switching_chunked_prefill_off_is_offered_only_where_a_whole_prompt_fits_a_step() -> None:
@@ -78,6 +90,24 @@ def test_switching_chunked_prefill_off_is_offered_only_where_a_whole_prompt_fits
 def test_thresholds_above_the_longest_sequence_are_not_offered() -> None:
     knob = space_for("vllm", max_len=600).knob("long_prefill_token_threshold")
     assert knob.values() == (0, 256, 512)
+
+
+def test_drafts_by_look_up_are_one_argument() -> None:
+    offered = offered_flags(HELP)
+    for device in ("cuda", "cpu"):
+        assert "speculative" in space_for("vllm", version=(0, 32, 0), offered=offered, device=device).names
+    assert "speculative" not in space_for("vllm", offered=offered - {"--speculative-config"}).names
+    assert to_flags({"speculative": "off"}) == []
+    flag, argument = to_flags({"speculative": "ngram-3"})
+    assert (flag, json.loads(argument)["num_speculative_tokens"]) == ("--speculative-config", 3)
+    assert yaml.safe_load(to_yaml({"speculative": "ngram-3"}, {})) == {"speculative-config": argument}
+
+
+def test_drafts_that_are_none_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('[speculative]\ntype = "categorical"\nchoices = ["eagle"]\n')
+    with pytest.raises(SpecError, match="speculative"):
+        space_for(str(file), offered=offered_flags(HELP))
 
 
 def test_versions_and_flags_filter_the_table() -> None:
@@ -226,6 +256,7 @@ def test_a_real_log() -> None:
 def test_the_real_parser_reads_what_is_written(tmp_path: Path) -> None:
     config = Config({"enable_prefix_caching": False, "enable_chunked_prefill": False, "enforce_eager": True})
     numbers = Config({**config, "max_num_seqs": 8, "gpu_memory_utilization": 0.15, "quantization": "fp16"})
+    numbers = numbers.replace(layout="tp2-dp2", speculative="ngram-3")
     file = tmp_path / "best.yaml"
     file.write_text(to_yaml(numbers, {"model": "some/model", "max_model_len": 2048}))
     script = """
@@ -238,7 +269,8 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 def read(args):
     found = vars(make_arg_parser(FlexibleArgumentParser()).parse_args(args))
     names = ("model", "dtype", "max_model_len", "max_num_seqs", "gpu_memory_utilization", "quantization",
-             "enforce_eager", "enable_prefix_caching", "enable_chunked_prefill")
+             "enforce_eager", "enable_prefix_caching", "enable_chunked_prefill", "tensor_parallel_size",
+             "data_parallel_size", "speculative_config")
     return {name: found[name] for name in names}
 print(json.dumps([read(["--config", sys.argv[1]]), read(sys.argv[2:])]))
 """
@@ -258,6 +290,14 @@ print(json.dumps([read(["--config", sys.argv[1]]), read(sys.argv[2:])]))
         "enforce_eager": True,
         "enable_prefix_caching": False,
         "enable_chunked_prefill": False,
+        "tensor_parallel_size": 2,
+        "data_parallel_size": 2,
+        "speculative_config": {
+            "method": "ngram",
+            "num_speculative_tokens": 3,
+            "prompt_lookup_max": 4,
+            "prompt_lookup_min": 2,
+        },
     }
 
 

@@ -25,6 +25,7 @@ from sloguard.plugins.options import Promise
 from sloguard.report.files import write_text_atomic
 from sloguard.report.tables import study_report
 from sloguard.space.flags import to_yaml
+from sloguard.space.layout import LAYOUT, Layout
 from sloguard.space.policies import of_policy
 from sloguard.study import failures
 from sloguard.study.build import build_study, engine_policy
@@ -56,7 +57,10 @@ def command(
     out: Annotated[str, typer.Option(help="Directory of the study: log, summary, best config, engine logs.")],
     engine: Annotated[str, typer.Option(help="vllm | sim | endpoint, or your own as package.module:Class.")] = "vllm",
     gpu: Annotated[str | None, typer.Option(help="GPU, e.g. A100-40GB. Needed by sim; detected for vllm.")] = None,
-    tensor_parallel: Annotated[int, typer.Option(min=1, help="GPUs the model is split over.")] = 1,
+    tensor_parallel: Annotated[
+        int | None, typer.Option(min=1, help="GPUs the model is split over; 1 if absent.")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs of a trial; how the model uses them is tuned.")] = None,
     optimizer: Annotated[
         str, typer.Option(help="guided | random | tpe | tba | tba-tpe | constrained-bo, or your own.")
     ] = "guided",
@@ -105,6 +109,12 @@ def command(
         str | None,
         typer.Option(metavar="NAME[:key=value]", help="Tune with sloguard's scheduler inside, its knobs in the space."),
     ] = None,
+    allow_lossy: Annotated[
+        bool, typer.Option("--allow-lossy", help="Tune what may change answers too, such as an FP8 KV cache.")
+    ] = False,
+    quality: Annotated[
+        float, typer.Option(help="With --allow-lossy: share of the default's answers that has to come unchanged.")
+    ] = 0.9,
     default: Annotated[bool, typer.Option(show_default=False, help="Try the engine's default first (it does).")] = True,
     parallel: Annotated[int, typer.Option(min=1, help="Trials at a time, each on GPUs of its own.")] = 1,
     ray_address: Annotated[
@@ -122,6 +132,8 @@ def command(
 
     Example: `sloguard tune --engine sim --gpu A100-40GB --model Qwen/Qwen2-1.5B --slo-ttft-p99 500 --out study`
     """
+    if gpus is not None and tensor_parallel is not None:
+        raise SpecError("--gpus", gpus, "lays the GPUs out, as --tensor-parallel does", "Give one of them.")
     limits_ms = {"ttft": slo_ttft_p99, "itl": slo_itl_p99, "tpot": slo_tpot_p99, "e2el": slo_latency_p99}
     own_ms = {"ttft": slo_ttft, "tpot": slo_tpot, "e2el": slo_latency}
     spec = StudySpec(
@@ -137,7 +149,8 @@ def command(
         request_rate=request_rate,
         num_requests=num_requests,
         gpu=gpu,
-        tensor_parallel=tensor_parallel,
+        tensor_parallel=tensor_parallel or 1,
+        gpus=gpus,
         base_url=base_url,
         engine_python=engine_python,
         engine_args=parse_engine_args(engine_arg or ()),
@@ -148,8 +161,10 @@ def command(
         attainment=attainment,
         race=race,
         rechecks=confirm,
-        budget_s=_budget_s(budget_minutes, budget_gpu_hours, tensor_parallel),
+        budget_s=_budget_s(budget_minutes, budget_gpu_hours, gpus or tensor_parallel or 1),
         priors=_priors(prior),
+        allow_lossy=allow_lossy,
+        quality=quality,
         inputs=_inputs(space, workload, *(str(Path(name) / LOG_NAME) for name in prior or ())),
     )
     if not out.strip():
@@ -158,6 +173,8 @@ def command(
     _check_target(log, resume)
     api_key = api_key_from(api_key_env)
     study = build_study(spec, api_key)
+    if allow_lossy and study.quality is None:
+        plain_console(stderr=True).print("what this engine answers can't be checked: --quality has no effect")
     if prior is None and spec.engine != "sim" and can_simulate(spec):
         spec = replace(spec, priors=(SIMULATION,))
     started_s = time.monotonic()
@@ -241,7 +258,7 @@ def _lanes(
     """
     if parallel == 1 and ray_address is None:
         return []
-    each = 0 if spec.engine == "sim" else spec.tensor_parallel
+    each = 0 if spec.engine == "sim" else spec.gpus_each
     if each:
         _check_apart(study, parallel, ray_address)
     work = Work(spec, api_key, study.engine.describe(), os.getcwd())
@@ -310,7 +327,7 @@ def _write_results(out: Path, spec: StudySpec, study: Study, results: Results, w
     write_text_atomic(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     if results.best and _command(study, results):
         config, options = of_policy(results.best.overrides)
-        fixed = {"model": _anywhere(spec.model), **_fixed(spec), **_scheduling(spec, options)}
+        fixed = {"model": _anywhere(spec.model), **_fixed(spec, study), **_scheduling(spec, options)}
         write_text_atomic(out / "best.yaml", to_yaml(config, fixed))
     else:
         (out / "best.yaml").unlink(missing_ok=True)
@@ -337,6 +354,7 @@ def _anywhere(model: str) -> str:
     return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
-def _fixed(spec: StudySpec) -> dict[str, Value]:
-    split = {"tensor_parallel_size": spec.tensor_parallel} if spec.tensor_parallel > 1 else {}
+def _fixed(spec: StudySpec, study: Study) -> dict[str, Value]:
+    laid_out = study.engine.facts().layouts
+    split = {LAYOUT: laid_out[0]} if laid_out else Layout(spec.tensor_parallel).sizes
     return {**split, **spec.engine_args}

@@ -12,7 +12,7 @@ from sloguard.perf.model_shape import ModelShape
 from sloguard.request import Request, Timeline
 from sloguard.slo import NO_SLO, StageSLO
 from sloguard.space.space import Space
-from sloguard.trial import Config, Value
+from sloguard.trial import Answers, Config, Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +29,26 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class Questions:
+    """Prompts to complete greedily, one after the other, by up to `tokens` tokens each. No load is offered to an engine
+    whose answers are not `passed_by`.
+    """
+
+    prompts: Sequence[str]
+    tokens: int
+    passed_by: Callable[[Answers], bool]
+
+
+@dataclass(frozen=True, slots=True)
 class LoadPlan:
     """The loads of one start: `loads` yields what to offer next and is sent what became of it; between two loads the
     engine is idle. `seed` tells this start from others of the same config: on a simulated engine, by its noise.
+    `questions` come before any load; an engine that can't answer (`Facts`) has none.
     """
 
     loads: Generator[Load, Sequence[Timeline], None]
     seed: int = 0
+    questions: Questions | None = None
 
 
 def once(requests: Sequence[Request], seed: int = 0) -> LoadPlan:
@@ -81,6 +94,7 @@ class Run:
     cost_s: float
     effective: dict[str, Value] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    answers: Answers = ()
 
     @property
     def timelines(self) -> list[Timeline]:
@@ -120,11 +134,13 @@ class EngineSetup:
     """What any engine may be built from (`from_setup`); each takes what it needs and rejects what it can't honour.
 
     `fixed` are engine arguments that the user pinned (underscored names): they are part of every start and not tuned.
+    An engine with `gpus` starts on all of them, however laid out; one without splits the model over `tensor_parallel`.
     """
 
     model: str
     gpu: str | None = None
     tensor_parallel: int = 1
+    gpus: int | None = None
     seed: int = 0
     fixed: Mapping[str, Value] = field(default_factory=dict)
     python: str | None = None
@@ -139,7 +155,9 @@ class Facts:
     """Where the engine runs: what the space and the memory guard need to know. None is unknown.
 
     `offered` are the flags that the installed vLLM's own command line has; `gpu` is None on a CPU build. An engine that
-    is not `tunable` (a server that somebody else runs) has an empty space.
+    is not `tunable` (a server that somebody else runs) has an empty space. `layouts` are the ways to use the GPUs that
+    it was given, first that of its default; empty where it was given no number of them. One that `answers` can be held
+    to what it answers.
     """
 
     device: Literal["cuda", "cpu"] = "cuda"
@@ -148,6 +166,8 @@ class Facts:
     offered: frozenset[str] | None = None
     gpu: GpuFacts | None = None
     model: ModelShape | None = None
+    layouts: tuple[str, ...] = ()
+    answers: bool = False
 
 
 def _toml(value: Value) -> str:

@@ -62,7 +62,7 @@ class Emulated:
         if kv.capacity_tokens < settings.max_model_len:
             problem = f"{kv.capacity_tokens} KV tokens on {self.tp} x {gpu.name} can't hold one sequence of that length"
             raise SpecError("max_model_len", settings.max_model_len, problem, "Give less, or take a larger GPU.")
-        time = self._with_drafts(engine.step_time(settings))
+        time = self._with_drafts(engine.step_time(settings, self.tp))
         return Replica(
             kernel,
             policy,

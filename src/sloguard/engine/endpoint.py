@@ -53,6 +53,8 @@ class EndpointEngine:
             raise SpecError("--gpu", setup.gpu, "a running server's GPU can't be chosen", "Drop it.")
         if setup.tensor_parallel != 1:
             raise SpecError("--tensor-parallel", setup.tensor_parallel, "a running server is not started", "Drop it.")
+        if setup.gpus is not None:
+            raise SpecError("--gpus", setup.gpus, "a running server is not started", "Drop it.")
         if setup.fixed:
             name = next(iter(setup.fixed))
             raise SpecError(

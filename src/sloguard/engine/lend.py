@@ -18,7 +18,7 @@ from sloguard import __version__
 from sloguard.engine.base import EnginePolicy
 from sloguard.engine.vllm_install import FIELD, VllmInstall
 from sloguard.errors import SpecError
-from sloguard.space.flags import to_flags
+from sloguard.space.flags import spelled, to_flags
 from sloguard.space.policies import of_policy
 from sloguard.trial import Config, Value
 
@@ -97,7 +97,7 @@ def serve_command(
     limits_s = {"ttft": policy.promise.ttft_s, "tpot": policy.promise.tpot_s}
     if promised := [f"{name}={limit_s * 1000:g}" for name, limit_s in limits_s.items() if limit_s is not None]:
         command += ["--default-slo", ",".join(promised)]
-    for name, value in {**fixed, **arguments}.items():
+    for name, value in spelled({**fixed, **arguments}).items():
         if value is not None:
             command += ["--engine-arg", f"{name}={str(value).lower() if isinstance(value, bool) else value}"]
     return command

@@ -31,6 +31,7 @@ from sloguard.perf.model_shape import ModelShape
 from sloguard.registry import load as load_class
 from sloguard.request import Timeline
 from sloguard.rng import stream
+from sloguard.route.baselines import LeastJobs
 from sloguard.sched.fcfs import Fcfs
 from sloguard.sched.kv import KvCache
 from sloguard.sched.lengths import Quantile
@@ -42,6 +43,7 @@ from sloguard.sim.replica import OnDecline, OnTokens, Replica
 from sloguard.sim.serve import simulate
 from sloguard.sim.settings import KNOBS, Settings, check_value, read_settings
 from sloguard.sim.start import Failure, Start, start
+from sloguard.space.layout import LAYOUT, Layout, layout_of, layouts
 from sloguard.space.policies import PREFIX, of_policy
 from sloguard.space.space import Space
 from sloguard.space.vllm import vllm_defaults
@@ -55,6 +57,8 @@ NOISE = 0.02  # spread of step times, between runs of one config and again betwe
 
 class SimulatedEngine:
     """`--engine sim`. `fixed` are the user's own engine arguments; `others_gib` is GPU memory other processes hold.
+    With `gpus` a config may say how the model lies on them. Not simulated, and so not offered: pipelines, and data
+    parallelism of a model with experts, whose engines would move in step.
 
     `noise` (0 to 0.10) is the relative spread of step times, drawn once a run and once a step. Raises SpecError for a
     model or GPU that is not known, and for a knob the simulation does not have.
@@ -72,12 +76,16 @@ class SimulatedEngine:
         noise: float = NOISE,
         others_gib: float = 0.0,
         policy: EnginePolicy | None = None,
+        gpus: int | None = None,
     ) -> None:
         if not 0 <= noise <= 0.1:
             raise SpecError("noise", noise, "not a share from 0 to 0.10", "Give e.g. 0.02")
         if tp < 1:
             raise SpecError("tensor_parallel", tp, "not a number of GPUs", "Give 1 or more")
-        self.model, self.gpu, self.tp, self.seed = model, gpu, tp, seed
+        self._layouts = layouts(gpus, model, pipeline=False, data=model.experts == 1) if gpus is not None else ()
+        self._laid_out: dict[str, Value] = {LAYOUT: self._layouts[0]} if self._layouts else {}
+        self.model, self.gpu, self.seed = model, gpu, seed
+        self.tp = layout_of(self._laid_out, tp).tp
         self.timeouts, self.noise = timeouts, noise
         self.policy = policy
         self._others_bytes = int(others_gib * GIB)
@@ -105,24 +113,25 @@ class SimulatedEngine:
             fixed=setup.fixed,
             timeouts=setup.timeouts,
             policy=setup.policy,
+            gpus=setup.gpus,
         )
 
     def default_config(self) -> Config:
         """What vLLM runs on this GPU when nothing is asked, beside the arguments the user fixed."""
-        return self._defaults
+        return self._defaults.replace(**self._laid_out)
 
     def check_space(self, space: Space) -> None:
         for knob in space.knobs:
-            for value in () if knob.name.startswith(PREFIX) else knob.outermost():
+            for value in () if knob.name == LAYOUT or knob.name.startswith(PREFIX) else knob.outermost():
                 check_value(knob.name, value)
 
     def command_for(self, config: Config) -> list[str]:
-        split: dict[str, Value] = {"tensor_parallel_size": self.tp} if self.tp > 1 else {}
+        split = self._laid_out or Layout(self.tp).sizes
         argv = ["vllm", "serve", self.model.name]
         return serve_command(argv, self.model.name, {**split, **self._fixed}, config, self.policy)
 
     def facts(self) -> Facts:
-        return Facts(version=VLLM_VERSION, offered=FLAGS, gpu=self.gpu, model=self.model)
+        return Facts(version=VLLM_VERSION, offered=FLAGS, gpu=self.gpu, model=self.model, layouts=self._layouts)
 
     def describe(self) -> dict[str, str]:
         return {
@@ -130,7 +139,7 @@ class SimulatedEngine:
             "simulated": "true",
             "version": ".".join(map(str, VLLM_VERSION)),
             "gpu": self.gpu.name,
-            "tensor_parallel": str(self.tp),
+            **({"layouts": " ".join(self._layouts)} if self._layouts else {"tensor_parallel": str(self.tp)}),
             "model": self.model.name,
             "step_times": coefficients_for(self.model, self.gpu, self.tp).source,
             "noise": f"{self.noise:g}",
@@ -139,8 +148,9 @@ class SimulatedEngine:
 
     def run(self, config: Config, plan: LoadPlan, trial_dir: Path, on_phase: OnPhase = ignore_phase) -> Run:
         config, options = of_policy(config)
-        values = self._defaults.replace(**config)
-        settings = read_settings(values)
+        values = self.default_config().replace(**config)
+        layout = layout_of(values, self.tp)
+        settings = read_settings({name: value for name, value in values.items() if name != LAYOUT})
         on_phase("starting")
         # Named by the values that run, so that a knob written out at its default changes nothing.
         rng = stream(self.seed, "simulated engine", repr(values), plan.seed)
@@ -149,7 +159,7 @@ class SimulatedEngine:
             settings,
             self.model,
             self.gpu,
-            self.tp,
+            layout.tp,
             rng,
             others_bytes=self._others_bytes,
             limit_s=self.timeouts.server_start_s,
@@ -158,7 +168,7 @@ class SimulatedEngine:
             raise self._crash(begun, begun.failure, trial_dir)
         on_phase("loading")
         scale = jitter(rng, self.noise)
-        served = follow(plan, lambda load: self._serve(settings, begun, load, self._policy(options), scale))
+        served = follow(plan, lambda load: self._serve(settings, begun, load, layout, options, scale))
         on_phase("stopping")
         cost_s = begun.startup_s + sum(_last_s(one.timelines) for one in served) + STOP_S
         effective = {**values, "kv_cache_tokens": begun.memory.kv_blocks * settings.block_size}
@@ -171,17 +181,18 @@ class SimulatedEngine:
         settings: Settings,
         begun: Start,
         load: Load,
-        policy: Policy,
+        layout: Layout,
+        options: Mapping[str, Value],
         scale: Iterator[float],
     ) -> list[Timeline]:
-        step_time = self.step_time(settings)
+        step_time = self.step_time(settings, layout.tp)
 
         def replica(kernel: Kernel, on_tokens: OnTokens, on_decline: OnDecline) -> Replica:
             kv = KvCache(begun.memory.kv_blocks, settings.block_size, settings.enable_prefix_caching)
             limits = settings.limits(kv.blocks)
             return Replica(
                 kernel,
-                policy,
+                self._policy(options),
                 limits,
                 kv,
                 step_time,
@@ -192,8 +203,14 @@ class SimulatedEngine:
                 pace_from_first=True,
             )
 
-        timeout_s = self.timeouts.request_s
-        return simulate(load.requests, replica, request_timeout_s=timeout_s, stop_when=load.stop_when)
+        return simulate(
+            load.requests,
+            replica,
+            replicas=layout.dp,
+            router=LeastJobs() if layout.dp > 1 else None,
+            request_timeout_s=self.timeouts.request_s,
+            stop_when=load.stop_when,
+        )
 
     def _policy(self, options: Mapping[str, Value]) -> Policy:
         """vLLM's own unless another was asked for."""
@@ -201,18 +218,18 @@ class SimulatedEngine:
             return Fcfs()
         return load_class(POLICIES, self.policy.name, "--policy", "plan")(**self.policy.options, **options)
 
-    def step_time(self, settings: Settings) -> BatchTime:
+    def step_time(self, settings: Settings, tp: int) -> BatchTime:
         """Fewer bytes of weights or KV are read faster in proportion; the arithmetic stays in 16 bit."""
         time = batch_time(
             self.model,
             self.gpu,
-            self.tp,
+            tp,
             eager=settings.enforce_eager,
             graph_sizes=settings.graph_sizes,
             synchronous=not settings.async_scheduling,
         )
         saved_bytes = self.model.weight_bytes - weight_bytes(settings, self.model)
-        saved_s = saved_bytes / self.tp / self.gpu.bandwidth_bytes_s
+        saved_s = saved_bytes / tp / self.gpu.bandwidth_bytes_s
         kv_share = 0.5 if settings.kv_cache_dtype.startswith("fp8") else 1.0
         return time.reading(-saved_s, kv_share)
 
@@ -238,7 +255,8 @@ def _defaults(model: ModelShape, gpu: Gpu, fixed: Mapping[str, Value]) -> Config
         "max_cudagraph_capture_size": None,
         "watermark": 0.0,
     }
-    return Config({**own, **vllm_defaults(VLLM_VERSION, gpu), **fixed})
+    known = {name: value for name, value in vllm_defaults(VLLM_VERSION, gpu).items() if name in KNOBS}
+    return Config({**own, **known, **fixed})
 
 
 def _last_s(timelines: Sequence[Timeline]) -> float:

@@ -46,8 +46,10 @@ from sloguard.load.promises import promise_fields
 from sloguard.load.prompts import no_extra
 from sloguard.load.target import Target
 from sloguard.perf.gpus import GpuFacts, gpu_named
+from sloguard.perf.model_shape import ModelShape
 from sloguard.request import Timeline
 from sloguard.space.flags import count_of, flag_names, parse_effective, to_flags
+from sloguard.space.layout import LAYOUT, layouts
 from sloguard.space.policies import of_policy
 from sloguard.space.space import Space
 from sloguard.space.vllm import offered_flags, vllm_defaults
@@ -89,8 +91,9 @@ _TAKES: dict[str, tuple[Callable[[Value], bool], str]] = {
 
 
 class VllmEngine:
-    """Serves `model` with `fixed` arguments in every trial, and `env` on top of the environment. Raises SpecError for
-    what can't be started at all.
+    """Serves `model` with `fixed` arguments in every trial, and `env` on top of the environment. With `gpus` a config
+    may say how the model lies on them; else it is the first of `Facts.layouts`. Raises SpecError for what can't be
+    started at all.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class VllmEngine:
         python: str | None = None,
         fixed: Mapping[str, Value] | None = None,
         tensor_parallel: int = 1,
+        gpus: int | None = None,
         gpu: str | None = None,
         warmup: int = WARMUP_REQUESTS,
         timeouts: Timeouts | None = None,
@@ -110,7 +114,7 @@ class VllmEngine:
         self.fixed = checked_arguments(fixed or {}, tensor_parallel)
         self.install = find_vllm(python)
         self.timeouts = timeouts or Timeouts()
-        self._gpu_name = gpu
+        self._gpu_name, self._gpus = gpu, gpus
         self.policy = policy
         self._extra_env = dict(env or {})
         if policy is not None:
@@ -133,6 +137,7 @@ class VllmEngine:
             python=setup.python,
             fixed=setup.fixed,
             tensor_parallel=setup.tensor_parallel,
+            gpus=setup.gpus,
             gpu=setup.gpu,
             timeouts=setup.timeouts,
             policy=setup.policy,
@@ -142,17 +147,32 @@ class VllmEngine:
         """vLLM's documented defaults for its version and GPU; `Run.effective` says what it really chose."""
         facts = self._facts
         length = {"max_model_len": facts.model.max_position} if facts.model else {}
-        return Config({**length, **vllm_defaults(facts.version, facts.gpu)})
+        return Config({**length, **vllm_defaults(facts.version, facts.gpu), **self._laid_out})
 
     @cached_property
     def _facts(self) -> Facts:
+        model, offered = known_model_shape(self.model), offered_flags(self.install.help_text())
         return Facts(
             device=self.install.device,
             version=self.install.release,
-            offered=offered_flags(self.install.help_text()),
+            offered=offered,
             gpu=self._gpu() if self.install.device == "cuda" else None,
-            model=known_model_shape(self.model),
+            model=model,
+            layouts=self._layouts(model, offered),
+            answers=True,
         )
+
+    def _layouts(self, model: ModelShape | None, offered: frozenset[str]) -> tuple[str, ...]:
+        if self._gpus is None:
+            return ()
+        if self.install.device == "cpu":
+            raise SpecError("--gpus", self._gpus, f"{self.install.python} has vLLM for CPUs", "Drop it.")
+        pipeline, data = "--pipeline-parallel-size" in offered, "--data-parallel-size" in offered
+        return layouts(self._gpus, model, pipeline=pipeline, data=data)
+
+    @property
+    def _laid_out(self) -> dict[str, Value]:
+        return {LAYOUT: self._facts.layouts[0]} if self._gpus is not None else {}
 
     def _gpu(self) -> GpuFacts:
         """The user's word before what is found. Raises SpecError where neither is to be had."""
@@ -188,6 +208,7 @@ class VllmEngine:
             "python": f"{self.install.python} ({self.install.python_version})",
             "model": self.model,
             "arguments": " ".join(to_flags(self.fixed)),
+            **({"gpus": str(self._gpus)} if self._gpus is not None else {}),
             "device": gpu.name if gpu else f"CPU, {psutil.cpu_count()} x {platform.machine()}",
             **({"policy": self.policy.written({})} if self.policy else {}),
             "memory_guard": "on" if gpu and self._facts.model else "off: it needs a GPU and a model of known shape",
@@ -196,7 +217,8 @@ class VllmEngine:
     def command_for(self, config: Config) -> list[str]:
         """What a person types to serve the model with `config`."""
         self._refuse_twice(config)
-        return serve_command(self.install.user_argv(self.model), self.model, self.fixed, config, self.policy)
+        fixed = {**self._laid_out, **self.fixed}
+        return serve_command(self.install.user_argv(self.model), self.model, fixed, config, self.policy)
 
     def run(self, config: Config, plan: LoadPlan, trial_dir: Path, on_phase: OnPhase = ignore_phase) -> Run:
         """See `Engine.run`. Leaves `engine.log` (both streams of the server) and `run.json` in `trial_dir`."""
@@ -231,12 +253,14 @@ class VllmEngine:
                 server.check_after_load(model, offered.timelines)
                 return offered.timelines
 
+            questions = plan.questions
             try:
-                served = follow(plan, offered)
+                answers = server.answers(model, questions, self.timeouts.request_s) if questions else ()
+                served = () if questions and not questions.passed_by(answers) else follow(plan, offered)
             finally:
                 record |= {"load_s": time.monotonic() - began_s - startup_s, "notes": list(dict.fromkeys(notes))}
         effective = parse_effective((trial_dir / LOG).read_text(encoding="utf-8", errors="replace"))
-        return Run(served, startup_s, time.monotonic() - began_s, effective, _notes(record))
+        return Run(served, startup_s, time.monotonic() - began_s, effective, _notes(record), answers)
 
     @contextlib.contextmanager
     def serving(
@@ -247,7 +271,7 @@ class VllmEngine:
         Leaves `engine.log` in `trial_dir` and facts in `record`. Raises Died where the engine fails, SpecError where
         it can't be started or ended.
         """
-        first = self._first_start_marker()
+        first = self._first_start_marker(config)
         limit_s = self.timeouts.server_start_s if first.exists() else self.timeouts.first_start_s
         record |= {"first_start": not first.exists(), "gpu_dirty_bytes": self._dirty_gpus()}
         on_phase("starting")
@@ -304,19 +328,22 @@ class VllmEngine:
     def _flags(self, config: Config) -> list[str]:
         self._refuse_twice(config)
         arguments, options = of_policy(config)
+        arguments = {**self._laid_out, **self.fixed, **arguments}
         if self.policy is None:
-            return to_flags({**self.fixed, **arguments})
+            return to_flags(arguments)
         told = {"policy": self.policy.name, "policy_options": {**self.policy.options, **options}}
-        return to_flags({**self.fixed, **arguments, **scheduler_arguments(told)})
+        return to_flags({**arguments, **scheduler_arguments(told)})
 
     def _refuse_twice(self, config: Config) -> None:
         twice = sorted(set(config) & set(self.fixed))
         if twice:
             raise SpecError("--engine-arg", twice[0], "is both pinned and tuned", "Drop the knob from the space.")
 
-    def _first_start_marker(self) -> Path:
-        """Exists once this vLLM has served this model here: compiled kernels and weights are cached from then on."""
-        name = "\0".join((self.install.python, self.install.version, self.model))
+    def _first_start_marker(self, config: Config) -> Path:
+        """Exists once this vLLM has served this model, laid out alike: kernels and weights are cached from then on."""
+        laid_out = {**self._laid_out, **config}.get(LAYOUT)
+        told = (self.install.python, self.install.version, self.model, *([str(laid_out)] if laid_out else []))
+        name = "\0".join(told)
         started = state_dir() / "started"
         started.mkdir(exist_ok=True)
         return started / hashlib.sha256(name.encode()).hexdigest()[:16]

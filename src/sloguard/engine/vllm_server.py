@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sloguard.crash import Evidence, Phase
+from sloguard.engine.base import Questions
 from sloguard.engine.http_probe import ask, one_token, served_models
 from sloguard.engine.processes import Server
 from sloguard.errors import SpecError
 from sloguard.request import End, Timeline
+from sloguard.trial import Answer, Answers
 
 HOST = "127.0.0.1"
 EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - as the user asked
@@ -108,6 +110,22 @@ class VllmServer:
             raise self._dying("startup") from None
         self._prove_serving(model, "startup")
         return model
+
+    def answers(self, model: str, questions: Questions, timeout_s: float) -> Answers:
+        """To each alone, so that no batch has a part in it. Raises Died (phase load) where there is none in time."""
+        return tuple(self._answer(model, prompt, questions.tokens, timeout_s) for prompt in questions.prompts)
+
+    def _answer(self, model: str, prompt: str, tokens: int, timeout_s: float) -> Answer:
+        asked = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "return_token_ids": True}
+        try:
+            answer = ask(self.base_url, "/v1/completions", timeout_s=timeout_s, body=asked, api_key=self.api_key)
+        except TimeoutError:
+            raise self.died("load", timed_out=True) from None
+        except OSError:
+            raise self._dying("load") from None
+        if answer.status != 200:
+            raise self._dying("load")
+        return tuple(answer.body["choices"][0]["token_ids"])
 
     def check_after_load(self, model: str, timelines: Sequence[Timeline]) -> None:
         """Raises Died (phase load) where the server died or hangs. What a live server failed is its result."""

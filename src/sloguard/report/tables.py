@@ -216,14 +216,14 @@ def _crashes(results: Results) -> Table:
     table = Table(
         title_justify="left", title=f"Crashes: {sum(results.crashes.values())} of {len(results.trials)} trials"
     )
-    table.title = f"{table.title}, {results.wasted_s:.0f} s wasted; {results.avoided} more avoided by the guard"
+    table.title = f"{table.title}, {results.wasted_s:.0f} s wasted; {results.avoided} more refused"
     table.add_column("what")
     table.add_column("trials", justify="right")
     table.add_column("decisive line, or reason", overflow="fold")
     for what, count in results.crashes.items():
         table.add_row(what, str(count), Text(_first_line(results, what)))
     for reason, count in _reasons(results).items():
-        table.add_row("avoided", str(count), Text(reason))
+        table.add_row("refused", str(count), Text(reason))
     return table
 
 

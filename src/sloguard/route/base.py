@@ -85,6 +85,7 @@ class Router(Protocol):
 ROUTERS = {
     "round-robin": "sloguard.route.baselines:RoundRobin",
     "power-of-two": "sloguard.route.baselines:PowerOfTwo",
+    "least-jobs": "sloguard.route.baselines:LeastJobs",
     "least-tokens": "sloguard.route.baselines:LeastTokens",
     "prefix-affinity": "sloguard.route.baselines:PrefixAffinity",
     "slos-serve": "sloguard.route.slo:Sequential",

@@ -2,6 +2,7 @@
 
 round-robin       each replica in turn
 power-of-two      of two drawn at random, the one with fewer jobs (Mitzenmacher 2001)
+least-jobs        the one with the fewest jobs, of equals in turn: what vLLM does with its data-parallel engines
 least-tokens      the one with the fewest tokens to compute or in its decodes' memory
 prefix-affinity   the one that was sent the longest beginning of this prompt, unless it has much more to do than others
 """
@@ -35,6 +36,25 @@ class PowerOfTwo:
             return Route(0)
         one, other = map(int, self._rng.choice(len(replicas), 2, replace=False))
         return Route(one if replicas[one].jobs <= replicas[other].jobs else other)
+
+
+class LeastJobs:
+    """As DPLBAsyncMPClient of vLLM 0.32 (v1/engine/core_client.py): what waits counts up to four times as the KV cache
+    fills.
+    """
+
+    def __init__(self) -> None:
+        self._first = 0
+
+    def choose(self, now_s: float, job: Job, replicas: Sequence[ReplicaState], tried: Sequence[int]) -> Route:
+        order = [(self._first + at) % len(replicas) for at in range(len(replicas))]
+        self._first += 1
+        return Route(min(order, key=lambda at: self._score(replicas[at])))
+
+    @staticmethod
+    def _score(state: ReplicaState) -> float:
+        used = 1 - state.free_blocks / state.blocks
+        return state.jobs + 6 * state.waiting * max(0.0, used - 0.5)
 
 
 class LeastTokens:

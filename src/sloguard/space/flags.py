@@ -8,19 +8,50 @@ False is written `no-x: true`, which every version reads alike (utils/argparse_u
 from __future__ import annotations
 
 import ast
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import yaml
 
+from sloguard.space.layout import LAYOUT, Layout
 from sloguard.trial import Value
 
-# A knob's value that is no flag of that name: fp16 is the paper's word for "not quantised, 16-bit weights".
-_SPELLED: dict[tuple[str, Value], dict[str, Value]] = {("quantization", "fp16"): {"dtype": "float16"}}
+
+def _quantization(value: Value) -> dict[str, Value]:
+    """`none` is as the checkpoint is; fp16 the paper's word for "not quantised, 16-bit weights"."""
+    return {"dtype": "float16"} if value == "fp16" else {} if value == "none" else {"quantization": value}
+
+
+def _speculative(value: Value) -> dict[str, Value]:
+    """`ngram-3`: where the last four to two tokens stood before in the text, the three after them are proposed."""
+    found = re.fullmatch(r"ngram-(\d+)", str(value))
+    if found is None:
+        return {} if value == "off" else {"speculative": value}
+    lookup = {
+        "method": "ngram",
+        "num_speculative_tokens": int(found[1]),
+        "prompt_lookup_max": 4,
+        "prompt_lookup_min": 2,
+    }
+    return {"speculative_config": json.dumps(lookup)}
+
+
+# Knobs whose values are not those of one flag of the same name: from a value to vLLM's arguments.
+_SPELLED: dict[str, Callable[[Value], dict[str, Value]]] = {
+    "quantization": _quantization,
+    "speculative": _speculative,
+    LAYOUT: lambda value: Layout.named(value).sizes,
+}
+
+
+def spelled(config: Mapping[str, Value]) -> dict[str, Value]:
+    """`config` in the names and values of vLLM's arguments."""
+    return {key: value for knob, chosen in config.items() for key, value in _spelled(knob, chosen).items()}
 
 
 def _spelled(name: str, value: Value) -> dict[str, Value]:
-    return _SPELLED.get((name, value), {name: value})
+    return _SPELLED[name](value) if name in _SPELLED and value is not None else {name: value}
 
 
 def flag_names(name: str, value: Value) -> tuple[str, ...]:
@@ -44,13 +75,12 @@ def to_yaml(config: Mapping[str, Value], fixed: Mapping[str, Value]) -> str:
 
 def _entries(config: Mapping[str, Value]) -> Iterator[tuple[str, Value]]:
     """(flag without dashes, value); True means the bare flag."""
-    for knob, chosen in config.items():
-        for name, value in _spelled(knob, chosen).items():
-            key = name.replace("_", "-")
-            if value is False:
-                yield f"no-{key}", True
-            elif value is not None:
-                yield key, value
+    for name, value in spelled(config).items():
+        key = name.replace("_", "-")
+        if value is False:
+            yield f"no-{key}", True
+        elif value is not None:
+            yield key, value
 
 
 _MULTIPLES = {"": 1, **{u: 1000**n for n, u in enumerate("kmgt", 1)}, **{u: 1024**n for n, u in enumerate("KMGT", 1)}}

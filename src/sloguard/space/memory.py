@@ -17,6 +17,7 @@ from sloguard.errors import SpecError
 from sloguard.perf.gpus import GIB, GpuFacts
 from sloguard.perf.model_shape import ModelShape
 from sloguard.space.flags import count_of
+from sloguard.space.layout import Layout, layout_of
 from sloguard.space.vllm import Version, vllm_defaults
 from sloguard.trial import Value
 
@@ -65,10 +66,15 @@ def fits(
 ) -> Fit:
     """Judges `config`; what it leaves open is taken from `fixed` (the arguments pinned by the user), then from vLLM's
     defaults. `tp` is the number of tensor-parallel ranks where neither of them says.
+
+    The engines of data parallelism hold all weights each, but for experts, of which each GPU has its share (0.32:
+    flatten_tp_across_dp_and_pcp in fused_moe/config.py); a floor is that share of everything.
     """
     given: dict[str, Value] = {**vllm_defaults(version, gpu), **(fixed or {}), **config}
+    given |= layout_of(given, 1).sizes
     tp = _count(given, "tensor_parallel_size", tp)
     stages = _count(given, "pipeline_parallel_size", 1)
+    ranks = tp * stages * (_count(given, "data_parallel_size", 1) if model.experts > 1 else 1)
     if model.heads % tp:
         return Fit({}, 0, f"{model.heads} attention heads of {model.name} can't be split over {tp} GPUs")
     loaded = _as_loaded(model, given)
@@ -84,7 +90,7 @@ def fits(
             "gpu_memory_utilization", share, "not a share of the GPU's memory", "Give a number up to 1, e.g. 0.9"
         )
     needed = {
-        "weights": max(0, loaded.weight_bytes // (tp * stages) - _offloaded_bytes(given)),
+        "weights": max(0, loaded.weight_bytes // ranks - _offloaded_bytes(given)),
         "activations": _activation_bytes(loaded, given, tp),
         "kv_cache": kv,
     }
@@ -147,7 +153,9 @@ def _count(given: Mapping[str, Value], name: str, otherwise: int) -> int:
     return otherwise if stated is None else stated
 
 
-def max_sequences(fit: Fit, config: Mapping[str, Value], model: ModelShape, tokens: int, tp: int, share: float) -> int:
-    """How many sequences of `tokens` tokens fit in `share` of the room for KV."""
-    per_sequence = model.kv_bytes(tokens, tp, kv_dtype_bytes(config.get("kv_cache_dtype")))
+def max_sequences(
+    fit: Fit, config: Mapping[str, Value], model: ModelShape, tokens: int, layout: Layout, share: float
+) -> int:
+    """How many sequences of `tokens` tokens fit in `share` of the room for KV of one engine."""
+    per_sequence = model.kv_bytes(tokens, layout.tp, kv_dtype_bytes(config.get("kv_cache_dtype"))) / layout.pp
     return max(0, int(share * fit.kv_room_bytes / per_sequence))

@@ -14,6 +14,7 @@ from sloguard.perf.gpus import GpuFacts
 from sloguard.perf.model_shape import ModelShape
 from sloguard.space.flags import count_of
 from sloguard.space.knobs import Categorical, Float
+from sloguard.space.layout import LAYOUT, Layout, layout_of
 from sloguard.space.memory import Fit, fits, max_sequences
 from sloguard.space.space import Space
 from sloguard.space.vllm import Version, vllm_defaults
@@ -85,6 +86,10 @@ class _Case:
     def max_len(self) -> int | None:
         stated = self.count("max_model_len")
         return stated if stated is not None or self.context.model is None else self.context.model.max_position
+
+    @property
+    def layout(self) -> Layout:
+        return layout_of(self.config, self.context.tp)
 
     @property
     def fit(self) -> Fit | None:
@@ -179,7 +184,7 @@ def _planned_seqs(case: _Case) -> int | None:
     model, tokens, fit = case.context.model, case.context.expected_tokens, case.fit
     if not case.context.paper or model is None or tokens is None or fit is None:
         return None
-    return max_sequences(fit, case.config, model, tokens, case.context.tp, PAPER_MARGIN)
+    return max_sequences(fit, case.config, model, tokens, case.layout, PAPER_MARGIN)
 
 
 def _planned_length(case: _Case) -> int | None:
@@ -187,7 +192,24 @@ def _planned_length(case: _Case) -> int | None:
     model, fit = case.context.model, case.fit
     if not case.context.paper or model is None or fit is None:
         return None
-    return max_sequences(fit, case.config, model, 1, case.context.tp, PAPER_MARGIN)
+    return max_sequences(fit, case.config, model, 1, case.layout, PAPER_MARGIN)
+
+
+def _looks_up_asynchronously(case: _Case) -> bool:
+    """Asked to: where nothing is asked, vLLM chooses what works."""
+    asked = case.config.get("async_scheduling", case.context.fixed.get("async_scheduling"))
+    return asked is True and str(case.value("speculative")).startswith("ngram")
+
+
+def _too_little_memory(case: _Case) -> bool:
+    return case.fit is not None and not case.fit.ok
+
+
+def _wider_layouts(case: _Case) -> Iterator[Move]:
+    """Those first that split the model over the fewest GPUs."""
+    if LAYOUT in case.space.names:
+        split = {value: Layout.named(value) for value in case.space.knob(LAYOUT).values()}
+        yield from ((LAYOUT, value) for value in sorted(split, key=lambda value: split[value].tp * split[value].pp))
 
 
 RULES: tuple[Rule, ...] = (
@@ -239,6 +261,13 @@ RULES: tuple[Rule, ...] = (
         lambda case: _method_unsupported(case.value("quantization"), case.context.gpu),
         _supported_methods,
     ),
+    Rule(
+        "n-gram look-up is not there with async scheduling",
+        _looks_up_asynchronously,
+        lambda _: iter((("async_scheduling", False), ("speculative", "off"))),
+    ),
+    # Not required: where no layout has room, the guard says what is needed.
+    Rule("each GPU has to hold its share of the model", _too_little_memory, _wider_layouts, required=False),
 )
 
 

@@ -10,7 +10,7 @@ platforms/cpu.py (what the CPU build overrides). Paper: arXiv 2604.17627, sectio
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,9 +20,10 @@ from sloguard.errors import SpecError
 from sloguard.perf.gpus import GIB, GpuFacts
 from sloguard.space.flags import flag_names
 from sloguard.space.knobs import Categorical, Float, Int, Knob
+from sloguard.space.layout import LAYOUT
 from sloguard.space.policies import PREFIX
 from sloguard.space.space import Space
-from sloguard.trial import Config
+from sloguard.trial import Config, Value
 
 Version = tuple[int, int, int]
 Device = Literal["cuda", "cpu"]
@@ -40,6 +41,22 @@ PAPER8 = Space(
         Categorical("enable_prefix_caching", BOOL),
     )
 )
+
+
+# Knobs that may change what is answered, with the values that don't.
+_LOSSLESS: dict[str, tuple[Value, ...]] = {
+    "kv_cache_dtype": ("auto", "bfloat16", "float16"),
+    "quantization": ("fp16", "none", None),
+}
+
+
+def lossy(config: Mapping[str, Value]) -> tuple[str, ...]:
+    """What in it may change answers, as `name=value`."""
+    return tuple(f"{name}={value}" for name, value in config.items() if value not in _LOSSLESS.get(name, (value,)))
+
+
+def _is_lossy(knob: Knob) -> bool:
+    return any(lossy({knob.name: value}) for value in knob.outermost())
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +89,8 @@ _ROWS = (
     _Row(Categorical("block_size", (32, 64, 128)), ("cpu",)),  # its attention kernel takes multiples of 32
     _Row(Categorical("enable_prefix_caching", BOOL)),
     _Row(Categorical("enable_chunked_prefill", BOOL)),
+    # Proposing by look-up takes no second model. What is proposed is checked, so answers are as without.
+    _Row(Categorical("speculative", ("off", "ngram-2", "ngram-3", "ngram-4", "ngram-5"))),
     _Row(Categorical("watermark", (0.0, 0.02, 0.05)), since=(0, 32, 0)),
 )
 
@@ -84,20 +103,26 @@ def space_for(
     device: Device = "cuda",
     gpu: GpuFacts | None = None,
     max_len: int | None = None,
+    allow_lossy: bool = False,
 ) -> Space:
     """The space `paper8`, `vllm`, or the one in a TOML file, fitted to where it will run.
 
     `offered`: the flags the engine has (None: unknown, all are assumed). `max_len`: the longest sequence [tokens] to be
-    served. Only `vllm` leaves out what is not offered; a space that was asked for by its knobs is refused (SpecError).
+    served. Knobs that change answers are in it with `allow_lossy` only. Only `vllm` leaves out what is not offered or
+    not allowed; a space that was asked for by its knobs is refused (SpecError).
     """
     if name == "vllm":
-        return _modern(version, offered, device, gpu, max_len)
+        space = _modern(version, offered, device, gpu, max_len)
+        return space if allow_lossy else Space(tuple(knob for knob in space.knobs if not _is_lossy(knob)))
     space = _shortened(PAPER8, max_len) if name == "paper8" else _read(name)
     missing = [knob.name for knob in space.knobs if not _is_offered(knob, offered)]
     if missing:
         raise SpecError(
             "--space", name, f"the engine has no flag for {', '.join(missing)}", "Use --space vllm, or drop these knobs"
         )
+    if not allow_lossy and (found := [knob.name for knob in space.knobs if _is_lossy(knob)]):
+        fix = "Add --allow-lossy, or drop these values"
+        raise SpecError("--space", name, f"{', '.join(found)} would change what is answered", fix)
     return space
 
 
@@ -158,8 +183,8 @@ def _read(name: str) -> Space:
 
 def _is_offered(knob: Knob, offered: frozenset[str] | None) -> bool:
     values = knob.choices if isinstance(knob, Categorical) else (None,)
-    if knob.name.startswith(PREFIX):
-        return True
+    if knob.name == LAYOUT or knob.name.startswith(PREFIX):
+        return True  # whether it may be there is for others to say
     return offered is None or all(flag in offered for value in values for flag in flag_names(knob.name, value))
 
 
@@ -187,6 +212,7 @@ def vllm_defaults(version: Version | None, gpu: GpuFacts | None) -> Config:
             "enable_prefix_caching": True,
             "enable_chunked_prefill": True,
             "quantization": "fp16",  # none, in the paper's word
+            "speculative": "off",
             **({"watermark": 0.0} if version is None or version >= (0, 32, 0) else {}),
         }
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import isfinite
 
@@ -17,6 +17,8 @@ from sloguard.request import Request
 from sloguard.sched.policy import POLICIES
 from sloguard.slo import NO_SLO, StageSLO
 from sloguard.space.flags import count_of
+from sloguard.space.knobs import Categorical
+from sloguard.space.layout import LAYOUT, SIZES
 from sloguard.space.memory import fits
 from sloguard.space.policies import PREFIX, policy_knobs
 from sloguard.space.repair import RepairContext, refusal, repair
@@ -33,12 +35,16 @@ from sloguard.workload.scenarios import WORKLOADS, build_requests
 # Where one of these is tuned, what a GPU holds of the weights differs from config to config.
 WEIGHT_KNOBS = {"quantization", "tensor_parallel_size", "pipeline_parallel_size", "cpu_offload_gb"}
 
+# Arguments by which a user chooses how tokens are proposed, so that it is not tuned.
+SPECULATION = {"speculative_config", "spec_method", "spec_model", "spec_tokens"}
+
 
 def build_study(spec: StudySpec, api_key: str | None = None, earlier: tuple[Earlier, ...] = ()) -> Study:
     """Builds engine, space, guard and optimizer, which knows the trials of `earlier` studies; starts no engine. Raises
     SpecError or MissingExtra.
     """
     policy = engine_policy(spec)
+    _check_layout(spec, "--engine-arg", spec.engine_args)
     requests = _requests(spec, spec.request_rate, spec.num_requests, spec.seed)
     optimizer_class = load(OPTIMIZERS, spec.optimizer, "--optimizer", "propose")
     engine: Engine = load(ENGINES, spec.engine, "--engine", "from_setup").from_setup(_setup(spec, api_key, policy))
@@ -69,6 +75,7 @@ def build_study(spec: StudySpec, api_key: str | None = None, earlier: tuple[Earl
         race=spec.race,
         rechecks=spec.rechecks,
         budget_s=spec.budget_s,
+        quality=spec.quality if spec.allow_lossy and facts.answers else None,
     )
 
 
@@ -138,6 +145,7 @@ def _setup(spec: StudySpec, api_key: str | None, policy: EnginePolicy | None) ->
         model=spec.model,
         gpu=spec.gpu,
         tensor_parallel=spec.tensor_parallel,
+        gpus=spec.gpus,
         seed=spec.seed,
         fixed=spec.engine_args,
         python=spec.engine_python,
@@ -151,6 +159,8 @@ def _space(spec: StudySpec, facts: Facts, policy: EnginePolicy | None) -> Space:
     """The space asked for, fitted to where it runs, less what the user pinned; a policy's own knobs beside vLLM's."""
     if not facts.tunable:
         return Space(())
+    if spec.gpus is not None and not facts.layouts:
+        raise SpecError("--gpus", spec.gpus, "the engine does not lay them out", "Give --tensor-parallel.")
     space = space_for(
         spec.space,
         version=facts.version,
@@ -158,8 +168,14 @@ def _space(spec: StudySpec, facts: Facts, policy: EnginePolicy | None) -> Space:
         device=facts.device,
         gpu=facts.gpu,
         max_len=_max_len(spec, facts),
+        allow_lossy=spec.allow_lossy,
     )
+    _check_layout(spec, "--space", space.names)
+    if facts.layouts:
+        space = Space((*space.knobs, Categorical(LAYOUT, facts.layouts)))
     pinned = dict(spec.engine_args)
+    if SPECULATION & set(pinned):
+        pinned["speculative"] = None
     if policy is not None:
         pinned |= {"scheduling_policy": "fcfs", **{f"{PREFIX}{name}": value for name, value in policy.options.items()}}
         if not spec.space.endswith(".toml"):  # whoever names knobs names all of them
@@ -169,16 +185,28 @@ def _space(spec: StudySpec, facts: Facts, policy: EnginePolicy | None) -> Space:
     return space.without({name: value for name, value in pinned.items() if name in space.names})
 
 
+def _check_layout(spec: StudySpec, flag: str, names: Iterable[str]) -> None:
+    """Raises SpecError where `flag` says what `--gpus` is to say."""
+    taken = {LAYOUT, *SIZES} if spec.gpus is not None else {LAYOUT}
+    if both := sorted(taken & set(names)):
+        raise SpecError(flag, both[0], "is what --gpus tunes", "Drop it, or give sizes and no --gpus.")
+
+
 def _check_fits(spec: StudySpec, facts: Facts, space: Space) -> None:
     """Weights that no config can make fit are said at once, by the guard's own reckoning."""
-    if facts.gpu is None or facts.model is None or WEIGHT_KNOBS & set(space.names):
+    gpu, model = facts.gpu, facts.model
+    if gpu is None or model is None or WEIGHT_KNOBS & set(space.names):
         return
-    fit = fits({}, facts.model, facts.gpu, spec.tensor_parallel, fixed=spec.engine_args, version=facts.version)
-    share_bytes = fit.needed_bytes.get("weights", 0)
-    if share_bytes >= facts.gpu.vram_bytes:
-        problem = f"{share_bytes / GIB:.0f} GiB of weights on each GPU, but {facts.gpu.name} has "
+
+    def weight_bytes(laid_out: Config) -> int:
+        fit = fits(laid_out, model, gpu, spec.tensor_parallel, fixed=spec.engine_args, version=facts.version)
+        return fit.needed_bytes.get("weights", 0)
+
+    share_bytes = min(map(weight_bytes, [Config({LAYOUT: name}) for name in facts.layouts] or [Config()]))
+    if share_bytes >= gpu.vram_bytes:
+        problem = f"{share_bytes / GIB:.0f} GiB of weights on each GPU, but {gpu.name} has {gpu.vram_bytes / GIB:.0f}"
         fix = "Split the model over more GPUs, or take a larger one."
-        raise SpecError("--tensor-parallel", spec.tensor_parallel, f"{problem}{facts.gpu.vram_bytes / GIB:.0f}", fix)
+        raise SpecError("--gpus" if facts.layouts else "--tensor-parallel", spec.gpus_each, problem, fix)
 
 
 def _check_lengths(spec: StudySpec, facts: Facts, requests: Sequence[Request]) -> None:

@@ -154,8 +154,8 @@ def await_workers(directory: Path) -> None:
 
 
 def gpu_lanes(work: Work, lanes: int, devices: Sequence[str]) -> list[Lane]:
-    """As many of the devices to every lane as its engine is split over. There are enough, or none are needed."""
-    each = work.spec.tensor_parallel
+    """As many of the devices to every lane as its engine is to use. There are enough, or none are needed."""
+    each = work.spec.gpus_each
     shares = [devices[at * each : (at + 1) * each] for at in range(lanes)]
     return [_lane(work, {VISIBLE: ",".join(share)} if share else {}) for share in shares]
 

@@ -27,10 +27,12 @@ from sloguard.optim.base import Exhausted, Goal, Optimizer, best
 from sloguard.rng import stream
 from sloguard.space.repair import Repaired
 from sloguard.space.space import Space
+from sloguard.space.vllm import lossy
 from sloguard.study.asking import Question
 from sloguard.study.confirm import next_recheck
 from sloguard.study.log import StudyLog
-from sloguard.trial import Ask, Avoided, Config, Crashed, Measured, Outcome, Proposal, Refused, Trial, Value
+from sloguard.study.quality import agreement, questions
+from sloguard.trial import Answers, Ask, Avoided, Config, Crashed, Measured, Outcome, Proposal, Refused, Trial, Value
 
 REFUSALS_PER_TRIAL = 20  # proposals the guard may turn down before the trial itself is recorded as refused
 HANDICAP = 0.95  # the best of several noisy capacities is too high: who fails at it need not be worse
@@ -50,7 +52,8 @@ class EnvironmentFault(SloguardError):  # noqa: N818 - it is the machine that is
 class Study:
     """The parts of one study. `guard` gives the reason a config can't start, or None. With `race` a config is dropped
     that can't beat the best so far. `rechecks` is how often each candidate for the best is measured again at the end.
-    `budget_s` ends the search for candidates after so many seconds of trials.
+    `budget_s` ends the search for candidates after so many seconds of trials. With `quality`, configs that may change
+    answers have to agree so far with what they would be (quality.py).
     """
 
     engine: Engine
@@ -65,6 +68,7 @@ class Study:
     race: bool = True
     rechecks: int = 0
     budget_s: float | None = None
+    quality: float | None = None
     retry_wait_s: float = 5.0  # between attempts that the machine, not the config, made fail
 
 
@@ -97,8 +101,25 @@ Pending = Sequence[tuple[int, Proposal]]
 
 def next_proposal(study: Study, history: Sequence[Trial], pending: Pending, budget: int) -> Proposal | None:
     """What to run next beside the trials that are `pending`; None where there is nothing, or not yet."""
-    explored = [trial for trial in history if trial.recheck is None]
     exploring = [(number, made) for number, made in pending if made.recheck is None]
+    answers = next((t.outcome.answers for t in history if isinstance(t.outcome, Measured) and t.outcome.answers), ())
+    if study.quality is not None and not answers and exploring:
+        return None  # what it answers is what the next is held to
+    made = _next(study, history, pending, exploring, budget)
+    return made if made is None or study.quality is None else _asked(made, answers)
+
+
+def _asked(made: Proposal, answers: Answers) -> Proposal:
+    """A config that may change answers is held to those known; one that doesn't gives them, where none are."""
+    if not lossy(made.run):
+        return made if answers else replace(made, ask=replace(made.ask, reference=()))
+    if not answers:
+        return replace(made, refused="it may change answers, and there are none to hold it to")
+    return replace(made, ask=replace(made.ask, reference=answers))
+
+
+def _next(study: Study, history: Sequence[Trial], pending: Pending, exploring: Pending, budget: int) -> Proposal | None:
+    explored = [trial for trial in history if trial.recheck is None]
     if len(explored) + len(exploring) < budget and _time_left(study, explored):
         with suppress(Exhausted):
             return propose(study, with_guesses(explored, exploring, study.goal), len(history) + len(pending) + 1)
@@ -174,10 +195,13 @@ def attempt(study: Study, proposal: Proposal, number: int, trial_dir: Path, on_p
     if proposal.refused is not None:
         _emptied(trial_dir)
         return trial(Refused(proposal.refused), 0.0)
-    cost_s = 0.0
+    cost_s, reference, least = 0.0, proposal.ask.reference, study.quality or 0.0
     for attempt in range(1, ENVIRONMENT_ATTEMPTS + 1):
         try:
-            run = study.engine.run(proposal.run, study.question.plan(proposal.ask), _emptied(trial_dir), on_phase)
+            plan = study.question.plan(proposal.ask)
+            if reference is not None:
+                plan = replace(plan, questions=questions(reference, least))
+            run = study.engine.run(proposal.run, plan, _emptied(trial_dir), on_phase)
         except EngineCrash as error:
             cost_s += error.cost_s
             crash = diagnose(error.evidence)
@@ -185,8 +209,16 @@ def attempt(study: Study, proposal: Proposal, number: int, trial_dir: Path, on_p
                 time.sleep(study.retry_wait_s)
                 continue
             return trial(Crashed(crash), cost_s)
+        notes = run.notes
+        if reference:
+            share = agreement(run.answers, reference)
+            told = f"{', '.join(lossy(proposal.run))}: answers agree to {share:.1%} with those of the default"
+            if share < least:
+                return trial(Refused(f"{told}, and {least:.0%} is asked"), cost_s + run.cost_s)
+            notes = (*notes, told)
         summary, verdict, capacity = study.question.measured(proposal.ask, run)
-        measured = Measured(summary, verdict, run.startup_s, run.effective, run.notes, capacity)
+        kept = run.answers if reference == () else ()
+        measured = Measured(summary, verdict, run.startup_s, run.effective, notes, capacity, kept)
         config = proposal.config if proposal.proposed else _as_it_ran(proposal.config, run.effective, study.space)
         return trial(measured, cost_s + run.cost_s, config)
     raise AssertionError("unreachable: the last attempt returns")

@@ -25,7 +25,9 @@ class StudySpec:
     `slo_s` to what each request is promised, which the share `attainment` of them has to get. `inputs` maps the files
     that were read to the digest of what they held. `policy` is that of sloguard's scheduler inside the engine, None the
     engine's own. `race`, `rechecks` and `budget_s` are as in `runner.Study`; `priors` name what is known beforehand:
-    "sim", or directories of studies.
+    "sim", or directories of studies. `gpus` are those of a trial, whose use is tuned; None where each is split over
+    `tensor_parallel`. With `allow_lossy` configs may change answers, which then have to agree with the default's to
+    `quality`.
 
     Equal specs give equal studies. A study can be resumed with a larger `budget`; the optimizers plan by it, so that is
     then not the study that the larger budget would have made from the start.
@@ -44,6 +46,7 @@ class StudySpec:
     num_requests: int | None = None
     gpu: str | None = None
     tensor_parallel: int = 1
+    gpus: int | None = None
     base_url: str | None = None
     engine_python: str | None = None
     engine_args: Mapping[str, Value] = field(default_factory=dict[str, Value])
@@ -56,6 +59,8 @@ class StudySpec:
     rechecks: int = 2
     budget_s: float | None = None
     priors: tuple[str, ...] = ()
+    allow_lossy: bool = False
+    quality: float = 0.9
     inputs: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
@@ -74,10 +79,17 @@ class StudySpec:
                 raise SpecError(flag, limit_s * 1000, "a limit is a positive number of milliseconds", "E.g. 500.")
         if not 0 < self.attainment < 1:
             raise SpecError("--attainment", self.attainment, "not a share between 0 and 1", "Give e.g. 0.95.")
+        if not 0 < self.quality <= 1:
+            raise SpecError("--quality", self.quality, "not a share up to 1", "Give e.g. 0.9.")
         if self.rechecks < 0:
             raise SpecError("--confirm", self.rechecks, "not a number of rounds", "Give 0 or more.")
         if self.budget_s is not None and not 0 < self.budget_s < float("inf"):
             raise SpecError("--budget-minutes", self.budget_s / 60, "not a positive time", "Give e.g. 60.")
+
+    @property
+    def gpus_each(self) -> int:
+        """GPUs of one trial, as far as sloguard says."""
+        return self.gpus or self.tensor_parallel
 
     @property
     def contract(self) -> Contract:
