@@ -6,7 +6,8 @@
 
 The next config has the largest expected improvement (of the log score) times its chances to start, to survive and to
 keep the SLOs, less the price of a crash, among configs drawn over the space, around the best ones, around the best of
-each source and around the engine's default. One that is more likely to crash than not comes after all others.
+each source and around the engine's default. One that is more likely to crash than not comes after all others, and so
+does one that asks for more of what an earlier one ran out of (`doomed.py`).
 Expected improvement settles near the best by itself: a gain of less than a crash's price is not worth a risk.
 """
 
@@ -16,9 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import norm
 
 from sloguard.optim.base import Problem, constraints, place, taught
+from sloguard.optim.doomed import dooms
 from sloguard.optim.fresh import first_fresh
 from sloguard.optim.gp import Array, Gp, Points, Scales
 from sloguard.optim.lessons import Lesson, costs, misses, starts, survives, values
@@ -33,6 +36,7 @@ MISS = Question(Scales(spread=0.7, noise=0.1, shift=0.7))
 COST = Question(Scales(spread=0.3, noise=0.1, shift=0.5))
 LABEL_SD = 0.4  # how sharply a label's process tells failing from running
 LEAST_CHANCE = 0.5  # of running; less comes after all others
+DOOMED_CHANCE = 0.1  # of what a config would run by otherwise, where it asks for more than what was too much already
 
 UNIFORM, NEAR, FINALISTS = 200, 40, 48
 CLIMBS, CLIMBERS, STEPS_OUT = 3, 6, 8  # rounds uphill, from how many configs, to how many around each
@@ -71,8 +75,11 @@ class Guided:
         }
         to_beat = self._to_beat(trials, beliefs)
 
+        known = dooms(trials, self.problem.space)
+
         def scored(configs: Sequence[Config]) -> Array:
-            return _worth(Points.of(configs, self.problem.space), beliefs, to_beat)
+            doomed = np.array([any(doom.takes(config) for doom in known) for config in configs], dtype=np.bool_)
+            return _worth(Points.of(configs, self.problem.space), beliefs, to_beat, doomed)
 
         return first_fresh(self.problem, history, rng, self._ranked(trials, rng, scored))
 
@@ -133,11 +140,12 @@ def _order(worth: Array) -> list[int]:
     return [int(i) for i in np.argsort(-worth, kind="stable")]
 
 
-def _worth(at: Points, beliefs: dict[str, Belief], to_beat: float | None) -> Array:
-    """[m] what trying each point is worth, in log score; below -1 where it rather crashes."""
+def _worth(at: Points, beliefs: dict[str, Belief], to_beat: float | None, doomed: NDArray[np.bool_]) -> Array:
+    """[m] what trying each point is worth, in log score; below -1 where it rather crashes, or is `doomed` [m] to."""
     runs = np.ones(len(at))
     for name in ("starts", "survives"):
         runs = runs * _chance(beliefs[name], at, 0.0, LABEL_SD, above=True)
+    runs = np.where(doomed, DOOMED_CHANCE * runs, runs)
     keeps = np.ones(len(at))
     for name, model in beliefs.items():
         if name.startswith("miss"):
