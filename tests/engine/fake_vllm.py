@@ -40,6 +40,10 @@ class Handler(BaseHTTPRequestHandler):
         if FAULT == "engine-dead":
             threading.Timer(0.3, os._exit, [0]).start()
             return self.answer(500, {"error": {"message": "EngineCore encountered an issue"}})
+        if body.get("prompt") == "die":
+            os._exit(1)
+        if body.get("return_token_ids") and not body.get("stream"):
+            return self.answer(200, {"choices": [{"text": "xy", "token_ids": [120, 121]}]})
         if not body.get("stream"):
             if FAULT == "hangs-under-load" and served >= SERVED_BEFORE_FAULT:
                 time.sleep(600)

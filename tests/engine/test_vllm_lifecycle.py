@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,7 @@ import pytest
 
 from procs import alive_with
 from sloguard.engine import gpu_memory, vllm, vllm_server
-from sloguard.engine.base import EngineSetup, Timeouts, once
+from sloguard.engine.base import EngineSetup, Questions, Timeouts, once
 from sloguard.engine.processes import STATE_DIR, Orphan
 from sloguard.engine.vllm import VllmEngine, server_environment
 from sloguard.engine.vllm_install import find_vllm
@@ -24,7 +25,7 @@ from sloguard.request import End, Request, Stage
 from sloguard.space.knobs import Categorical, Float, Int, Knob
 from sloguard.space.space import Space
 from sloguard.space.vllm import space_for
-from sloguard.trial import Config
+from sloguard.trial import Answers, Config
 
 FAKE = Path(__file__).with_name("fake_vllm.py")
 QUICK = Timeouts(request_s=2, trial_s=20, server_start_s=30, first_start_s=30, preflight_s=1.5)
@@ -336,6 +337,33 @@ def test_gpus_for_a_vllm_without_any(python: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("FAKE_VLLM_VERSION", "0.32.0+cpu")
     with pytest.raises(SpecError, match=r"--gpus = 4.*CPU"):
         VllmEngine("meta-llama/Llama-3.1-8B", python=python, gpus=4).facts()
+
+
+def test_what_was_looked_up_in_random_prompts_is_said(make_engine: MakeEngine, tmp_path: Path) -> None:
+    run = make_engine().run(Config({"speculative": "ngram-3"}), once(LOAD), tmp_path / "trial")
+    assert any("confirm it on your own traffic" in note for note in run.notes)
+    assert '"num_speculative_tokens": 3' in str(record(tmp_path)["argv"])
+
+
+@pytest.mark.parametrize(("passes", "served"), [(True, 1), (False, 0)])
+def test_questions_come_before_the_load(passes: bool, served: int, make_engine: MakeEngine, tmp_path: Path) -> None:
+    heard: list[Answers] = []
+
+    def judge(answers: Answers) -> bool:
+        heard.append(answers)
+        return passes
+
+    plan = replace(once(LOAD), questions=Questions(("one", "two"), 2, judge))
+    run = make_engine().run(Config(), plan, tmp_path / "trial")
+    assert heard == [run.answers] == [((120, 121), (120, 121))]
+    assert len(run.served) == served
+
+
+def test_a_server_that_dies_over_a_question_has_crashed(make_engine: MakeEngine, tmp_path: Path) -> None:
+    plan = replace(once(LOAD), questions=Questions(("die",), 2, lambda answers: True))
+    with pytest.raises(EngineCrash):
+        make_engine().run(Config(), plan, tmp_path / "trial")
+    assert record(tmp_path)["crashed_during"] == "load"
 
 
 def test_tools_beside_the_python_come_first_in_its_path(make_engine: MakeEngine, python: str) -> None:

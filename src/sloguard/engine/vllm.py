@@ -66,6 +66,7 @@ OURS = (
 )  # sloguard sets or forbids these itself
 DEFAULT_ENV = {"VLLM_NO_USAGE_STATS": "1"}
 GPU_RELEASE_S = 30.0
+LOOKED_UP = "speculation was measured on random prompts: confirm it on your own traffic"
 LOG, RECORD = "engine.log", "run.json"
 
 
@@ -260,7 +261,7 @@ class VllmEngine:
             finally:
                 record |= {"load_s": time.monotonic() - began_s - startup_s, "notes": list(dict.fromkeys(notes))}
         effective = parse_effective((trial_dir / LOG).read_text(encoding="utf-8", errors="replace"))
-        return Run(served, startup_s, time.monotonic() - began_s, effective, _notes(record), answers)
+        return Run(served, startup_s, time.monotonic() - began_s, effective, _notes(record, config), answers)
 
     @contextlib.contextmanager
     def serving(
@@ -361,9 +362,13 @@ def server_environment(install: VllmInstall) -> dict[str, str]:
     return env
 
 
-def _notes(record: Mapping[str, Any]) -> tuple[str, ...]:
+def _notes(record: Mapping[str, Any], config: Config) -> tuple[str, ...]:
     dirty = record["gpu_dirty_bytes"]
-    return (*record["notes"], *([f"GPU memory was still taken before the start: {dirty} bytes"] if dirty else []))
+    return (
+        *record["notes"],
+        *([f"GPU memory was still taken before the start: {dirty} bytes"] if dirty else []),
+        *([LOOKED_UP] if config.get("speculative", "off") != "off" else []),
+    )
 
 
 def checked_model(model: str) -> str:
