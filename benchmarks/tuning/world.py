@@ -102,8 +102,8 @@ class _True(SimulatedEngine):
         super().__init__(world.model, gpu, seed=world.seed, fixed=task.fixed, noise=world.noise, others_gib=others_gib)
         self._hidden = hidden
 
-    def step_time(self, settings: Settings) -> BatchTime:
-        return true_time(super().step_time(settings), settings, self._hidden)
+    def step_time(self, settings: Settings, tp: int) -> BatchTime:
+        return true_time(super().step_time(settings, tp), settings, self._hidden)
 
 
 def _short_of_memory(settings: Settings, engine: SimulatedEngine, task: Task, hidden: Hidden) -> tuple[Gpu, float]:
