@@ -2,8 +2,8 @@
 
 All ways are asked alike: the same search for the capacity within one start, the same arrivals and noise for one seed.
 All of them, baselines too, race: they are told the rate that the best config so far keeps, and a config that can't beat
-it is dropped after one load. The one named `(no race)` is not. There are no rechecks: truth.py knows what a winner is
-worth.
+it is dropped after one load. The one named `(no race)` is not. At the end the best are measured again, as `tune` does:
+what would be deployed is marked in the record.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from sloguard.space.space import Space
 from sloguard.space.vllm import space_for
 from sloguard.study.asking import CapacitySearch
 from sloguard.study.log import StudyLog
+from sloguard.study.results import Results
 from sloguard.study.runner import Study, run_study
 from sloguard.trial import Config, Crashed, Trial
 
 BUDGET = 15
-COUNT = 100  # requests of a load at the least
+COUNT, RECHECKS = 200, 2  # requests of a load at the least; fresh starts of each candidate: as `tune` has them
 GOAL = Goal("capacity")
 
 
@@ -84,6 +85,7 @@ def study_of(
         seed,
         way.default_first,
         way.race,
+        RECHECKS,
         retry_wait_s=0.0,
     )
 
@@ -113,11 +115,13 @@ def _memory_dir() -> str | None:
     return str(shared) if shared.is_dir() else None
 
 
-def record(trial: Trial, proposal_cpu_s: float, trial_cpu_s: float) -> dict[str, Any]:
+def record(trial: Trial, proposal_cpu_s: float, trial_cpu_s: float, deployed: Trial | None) -> dict[str, Any]:
     kind = trial.to_json()["outcome"]["kind"]
     capacity, crash = trial.capacity, trial.outcome.crash if isinstance(trial.outcome, Crashed) else None
     return {
         "number": trial.number,
+        "recheck": trial.recheck,
+        "deployed": trial is deployed,
         "config": dict(trial.config),
         "overrides": dict(trial.overrides),
         "kind": kind,
@@ -145,7 +149,9 @@ def run_one(out: Path, task: Task, way_name: str, seed: int, earlier: Sequence[E
     if on_record(path, fingerprint(task)):
         return path
     study = study_of(task, World(task, seed), WAYS[way_name], seed, earlier=tuple(earlier))
-    write_records(path, [record(*made) for made in trials_of(study, BUDGET)], fingerprint(task))
+    made = list(trials_of(study, BUDGET))
+    deployed = Results([trial for trial, *_ in made], GOAL, study.try_default).best
+    write_records(path, [record(*one, deployed) for one in made], fingerprint(task))
     return path
 
 

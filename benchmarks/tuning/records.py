@@ -27,12 +27,18 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Run:
-    """One study. `trials` are the lines of its record."""
+    """One study. `trials` are the lines of its record, less those that measured again; `deployed` is the trial that the
+    study ended with, once the best had been measured again.
+    """
 
     task: str
     way: str
     seed: int
     trials: Sequence[dict[str, Any]]
+
+    @property
+    def deployed(self) -> dict[str, Any] | None:
+        return next((trial for trial in self.trials if trial["deployed"]), None)
 
     @cached_property
     def incumbents(self) -> list[dict[str, Any] | None]:
@@ -68,7 +74,7 @@ def read_runs(out: Path) -> list[Run]:
         task, way, seed = path.stem.split(".")
         if task not in TASKS or on_record(path, fingerprint(TASKS[task])):
             lines = path.read_text(encoding="utf-8").splitlines()
-            found.append(Run(task, way, int(seed), [json.loads(line) for line in lines]))
+            found.append(Run(task, way, int(seed), [t for t in map(json.loads, lines) if t["recheck"] is None]))
     return sorted(found, key=lambda run: (run.task, run.way, run.seed))
 
 
@@ -104,7 +110,7 @@ def _key(trial: dict[str, Any]) -> str:
 def worth(out: Path, runs: Sequence[Run], jobs: int) -> Worth:
     """Finds what is not known yet, in `jobs` processes."""
     simulated = [run for run in runs if run.task in TASKS]
-    asked = {(r.task, _key(t)): t["overrides"] for r in simulated for t in r.incumbents if t is not None}
+    asked = {(r.task, _key(t)): t["overrides"] for r in simulated for t in (*r.incumbents, r.deployed) if t is not None}
     known = _known(out, {run.task for run in simulated})
     missing = [(task, overrides) for (task, key), overrides in asked.items() if (task, key) not in known]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as executor:

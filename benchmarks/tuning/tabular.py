@@ -182,7 +182,8 @@ def run_one(out: Path, name: str, way: str, seed: int, data: Path) -> None:
         row = table.nearest(proposed)
         history.append(_trial(number, proposed, row))
         records.append(_record(history[-1], row, table.optimum, time.process_time() - began_s))
-    write_records(path, records, WORLD)
+    best = max((one for one in records if one["feasible"]), key=lambda one: one["score"], default=None)
+    write_records(path, [{**one, "deployed": one is best} for one in records], WORLD)
 
 
 def _trial(number: int, proposed: Config, row: Row) -> Trial:
@@ -197,6 +198,7 @@ def _record(trial: Trial, row: Row, optimum: float, cpu_s: float) -> dict[str, A
     plain: Mapping[str, Value] = row.config
     return {
         "number": trial.number,
+        "recheck": None,
         "config": dict(plain),
         "overrides": dict(plain),
         "kind": "measured",

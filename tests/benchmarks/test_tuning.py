@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 
@@ -31,7 +32,7 @@ def test_without_distortion_the_world_is_what_the_simulator_believes():
     assert (hidden.compute, hidden.memory, hidden.overhead, hidden.activations) == (1, 1, 1, 0)
     world = World(task, 1)
     settings = read_settings(world.default_config())
-    believed = world.step_time(settings)
+    believed = world.step_time(settings, world.tp)
     assert true_time(believed, settings, hidden) == believed
     assert true_time(believed, settings, Hidden.of(BURSTY)) != believed
 
@@ -40,7 +41,10 @@ def test_a_study_is_made_once_and_again_when_its_task_changed(tmp_path):
     (tmp_path / "runs").mkdir()
     path = loop.run_one(tmp_path, BURSTY, "random+default", 1)
     written, at_ns = path.read_text(), path.stat().st_mtime_ns
-    assert len(written.splitlines()) == loop.BUDGET
+    records = [json.loads(line) for line in written.splitlines()]
+    assert [one["recheck"] for one in records[: loop.BUDGET]] == [None] * loop.BUDGET
+    assert all(one["recheck"] for one in records[loop.BUDGET :])
+    assert sum(one["deployed"] for one in records) == 1
     assert loop.run_one(tmp_path, BURSTY, "random+default", 1).stat().st_mtime_ns == at_ns
     changed = replace(BURSTY, others_gib=20.0)
     assert loop.run_one(tmp_path, changed, "random+default", 1).read_text() != written

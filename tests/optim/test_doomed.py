@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from optim import planted
 from sloguard.crash import Evidence, diagnose
 from sloguard.engine.simulated import FLAGS
-from sloguard.optim.doomed import dooms
+from sloguard.optim.doomed import dooms, places
 from sloguard.perf.gpus import GPUS
 from sloguard.perf.models import MODELS
 from sloguard.rng import stream
@@ -74,3 +75,17 @@ def test_a_crash_without_a_known_reason_or_knob_dooms_nobody() -> None:
     assert dooms([Trial(1, config, config, unknown, 1.0)], SPACE) == []
     memory = Crashed(diagnose(Evidence("startup", exit_code=1, log_tail="torch.OutOfMemoryError: CUDA out of memory.")))
     assert dooms([Trial(1, config, config, memory, 1.0)], Space(())) == []
+
+
+def test_a_crash_lies_where_its_like_ran_but_for_the_knobs_to_blame() -> None:
+    line = "ValueError: Free memory on device cuda:0 (36.1/39.4 GiB) on startup is less than desired GPU memory "
+    memory = Crashed(diagnose(Evidence("startup", exit_code=1, log_tail=f"{line}utilization (0.92, 36.25 GiB).")))
+    near, far = (SPACE.sample(np.random.default_rng(seed)) for seed in (2, 3))
+    config = near.replace(gpu_memory_utilization=0.95, max_num_seqs=16)
+    trials = [
+        Trial(1, far, far, planted.measured(1.0, 0.3), 1.0),
+        Trial(2, near, near, planted.measured(1.0, 0.3), 1.0),
+        Trial(3, config, config, memory, 1.0),
+    ]
+    assert places(trials, SPACE) == [far, near, near.replace(gpu_memory_utilization=0.95)]
+    assert places(trials[2:], SPACE) == [config], "with nothing that ran everything may be to blame"

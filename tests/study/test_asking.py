@@ -92,6 +92,15 @@ def test_one_that_beats_the_best_by_little_is_found_in_few_loads() -> None:
     assert len(engine.loads) <= 3
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.floats(1.0, 50.0), st.floats(0.8, 1.25))
+def test_what_was_found_before_is_found_again_in_few_loads(capacity: float, off: float) -> None:
+    engine = Limited(capacity)
+    found = ask(engine, Ask(near=capacity * off, turn=1))
+    assert found.low <= capacity < found.high <= found.low * 1.05 * (1 + 1e-9)
+    assert len(engine.loads) <= 6
+
+
 def test_loads_share_arrivals_but_neither_prompts_nor_those_of_other_turns() -> None:
     engine = Limited(7.0)
     ask(engine)

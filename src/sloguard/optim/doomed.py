@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from sloguard.optim.base import place
 from sloguard.space.space import Space
-from sloguard.trial import Config, Crashed, Trial, Value
+from sloguard.trial import Config, Crashed, Measured, Trial, Value
 
 SHARE, TOKENS, SEQS = "gpu_memory_utilization", "max_num_batched_tokens", "max_num_seqs"
 EAGER, GRAPHS, LENGTH = "enforce_eager", "max_cudagraph_capture_size", "max_model_len"
@@ -47,16 +47,30 @@ class Doom:
 
 def dooms(trials: Sequence[Trial], space: Space) -> list[Doom]:
     """One for each crash whose cause is understood and that a knob of `space` has a part in."""
-    found: list[Doom] = []
-    for trial in trials:
-        if not isinstance(trial.outcome, Crashed):
-            continue
-        crash = trial.outcome.crash
-        row = next((row for row in _ROWS if row.cause == crash.cause and row.line.search(crash.line)), None)
-        worse = {name: way for name, way in row.worse.items() if name in space.names} if row else {}
-        if worse:
-            found.append(Doom(place(trial, space), worse))
-    return found
+    return [Doom(place(trial, space), worse) for trial in trials if (worse := _worse(trial, space))]
+
+
+def places(trials: Sequence[Trial], space: Space) -> list[Config]:
+    """Where each trial lies. A crash that is understood lies, but for the knobs that have a part in it, where the trial
+    does that ran and is most like it: nothing else is to be blamed.
+    """
+    ran = [place(trial, space) for trial in trials if isinstance(trial.outcome, Measured)]
+
+    def of(trial: Trial) -> Config:
+        own, worse = place(trial, space), _worse(trial, space)
+        if not worse or not ran:
+            return own
+        like = max(ran, key=lambda other: sum(other.get(name) == value for name, value in own.items()))
+        return space.activate({**like, **{name: own[name] for name in worse if name in own}})
+
+    return [of(trial) for trial in trials]
+
+
+def _worse(trial: Trial, space: Space) -> Mapping[str, int]:
+    """The knobs that have a part in why it crashed, and their ways; empty where that is not known."""
+    crash = trial.outcome.crash if isinstance(trial.outcome, Crashed) else None
+    rows = [row for row in _ROWS if crash is not None and row.cause == crash.cause and row.line.search(crash.line)]
+    return {name: way for name, way in rows[0].worse.items() if name in space.names} if rows else {}
 
 
 def _as_bad(asked: Value, other: Value, way: int) -> bool:

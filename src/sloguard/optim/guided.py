@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from sloguard.optim.base import Problem, constraints, place, taught
-from sloguard.optim.doomed import dooms
+from sloguard.optim.doomed import dooms, places
 from sloguard.optim.fresh import first_fresh
 from sloguard.optim.gp import Array, Gp, Points, Scales
 from sloguard.optim.lessons import Lesson, costs, misses, starts, survives, values
@@ -60,17 +60,19 @@ class Guided:
         found: dict[str, list[Gp]] = {}
         for source in self.problem.earlier:
             trials = taught(source.trials)
+            at = places(trials, self.problem.space)
             asked = self._asked(trials)
             asked.pop("cost", None)  # its clock is another
             for name, (question, lessons) in asked.items():
-                process = learnt(trials, lessons, question, self.problem.space)
+                process = learnt(at, lessons, question, self.problem.space)
                 found.setdefault(name, []).extend([] if process is None else [process])
         object.__setattr__(self, "sources", found)
 
     def propose(self, history: Sequence[Trial], rng: np.random.Generator) -> Config:
         trials = taught(history)
+        at = places(trials, self.problem.space)
         beliefs = {
-            name: belief(trials, lessons, question, self.problem.space, self.sources.get(name, []))
+            name: belief(at, lessons, question, self.problem.space, self.sources.get(name, []))
             for name, (question, lessons) in self._asked(trials).items()
         }
         to_beat = self._to_beat(trials, beliefs)

@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sloguard.optim.base import place
 from sloguard.optim.gp import Array, Gp, Points, Scales, fitted
 from sloguard.optim.lessons import Lesson
 from sloguard.space.space import Space
-from sloguard.trial import Trial
+from sloguard.trial import Config
 
 TRUST = 0.6  # that some source is right, before any trial
 MOST_POINTS = 150  # of a source
@@ -50,7 +49,7 @@ class Belief:
         return np.array([mean for mean, _ in rows]), np.array([sd for _, sd in rows])
 
 
-def learnt(trials: Sequence[Trial], lessons: Sequence[Lesson], question: Question, space: Space) -> Gp | None:
+def learnt(at: Sequence[Config], lessons: Sequence[Lesson], question: Question, space: Space) -> Gp | None:
     """A process over a source's own trials; None where they say nothing."""
     if not lessons:
         return None
@@ -59,15 +58,16 @@ def learnt(trials: Sequence[Trial], lessons: Sequence[Lesson], question: Questio
         top = MOST_POINTS // 2
         rest = np.linspace(top, len(chosen) - 1, MOST_POINTS - top).astype(int)
         chosen = [*chosen[:top], *(chosen[i] for i in rest)]
-    return _process(trials, chosen, question.scales, space, None, question.prior)
+    return _process(at, chosen, question.scales, space, None, question.prior)
 
 
 def belief(
-    trials: Sequence[Trial], lessons: Sequence[Lesson], question: Question, space: Space, sources: Sequence[Gp]
+    at: Sequence[Config], lessons: Sequence[Lesson], question: Question, space: Space, sources: Sequence[Gp]
 ) -> Belief:
-    alone = _process(trials, lessons, question.scales, space, None, question.prior)
+    """`at` is where the trials lie that taught the lessons."""
+    alone = _process(at, lessons, question.scales, space, None, question.prior)
     beside = [
-        _process(trials, lessons, question.beside_source, space, source, None if question.prior is None else 0.0)
+        _process(at, lessons, question.beside_source, space, source, None if question.prior is None else 0.0)
         for source in sources
     ]
     prior = [1 - TRUST, *[TRUST / len(sources)] * len(sources)] if sources else [1.0]
@@ -78,13 +78,13 @@ def belief(
 
 
 def _process(
-    trials: Sequence[Trial],
+    at: Sequence[Config],
     lessons: Sequence[Lesson],
     scales: Scales,
     space: Space,
     prior: Gp | None,
     mean: float | None,
 ) -> Gp:
-    x = Points.of([place(trials[lesson.trial], space) for lesson in lessons], space)
+    x = Points.of([at[lesson.trial] for lesson in lessons], space)
     y = np.array([lesson.y for lesson in lessons])
     return fitted(x, y, np.array([lesson.extra for lesson in lessons]), scales, prior, mean)

@@ -4,7 +4,8 @@ FixedLoad        how does the engine do under the load that was given?  one load
 CapacitySearch   what is the largest rate that keeps the contract?      a search within one start
 
     race      the first rate is about the one that the best config so far keeps: whoever fails there is dropped
-    else      from `near` the rate doubles, or halves, until one passes and its neighbour does not
+    again     the first rate is the one that was found before; from there in strides, small ones first
+    else      from the workload's own rate it doubles, or halves, until one passes and its neighbour does not
     narrow    the gap is halved (in ratio) until it is narrower than the tolerance
     stop      a load ends as soon as so many promises are broken that the rate has failed
 
@@ -31,8 +32,8 @@ TOLERANCE = 0.05  # of a capacity: finer is below the noise of a run
 LEG_S = 30.0  # a load lasts so long at the least: a queue needs time to build up
 MOST_LEG = 8  # times the requests that were asked for
 GROWTH = 2.0  # of the rate, where nothing is known
-STRIDE = 1.1  # beyond a rate that was beaten: who beats it seldom does by much; the stride is squared each time
-MOST_GROWTHS, MOST_SHRINKS = 12, 6
+STRIDE = 1.1  # from a rate that is about right; the stride is squared each time
+MOST_GROWTHS, MOST_SHRINKS = 12, 8
 UNDRAINED = 0.05  # the excess of a rate that missed nothing but left a backlog
 HELD_OUT = 1_000_003  # what a turn adds to the seed of arrivals
 LOADS = 64  # more than any search has, so that no two loads of a study share prompts
@@ -112,10 +113,13 @@ class CapacitySearch:
 
 def search_rates(ask: Ask, near: float, tolerance: float = TOLERANCE) -> Generator[float, bool, None]:
     """The rates of one search, in order; is sent whether each passed. Ends at once where the rate to beat fails."""
-    if ask.to_beat is None:
-        bracket = yield from _around(near if ask.near is None else ask.near)
-    elif (yield ask.to_beat):
-        bracket = yield from _beyond(ask.to_beat)
+    known = ask.near if ask.to_beat is None else ask.to_beat
+    if known is None:
+        bracket = yield from _around(near)
+    elif (yield known):
+        bracket = yield from _beyond(known)
+    elif ask.to_beat is None:
+        bracket = yield from _below(known)
     else:
         return
     yield from narrow(bracket, tolerance)
@@ -142,6 +146,15 @@ def _beyond(rate: float) -> Generator[float, bool, Bracket]:
             return Bracket(rate, rate * stride)
         rate, stride = rate * stride, min(stride * stride, GROWTH)
     return Bracket(rate, inf)
+
+
+def _below(rate: float) -> Generator[float, bool, Bracket]:
+    stride = STRIDE
+    for _ in range(MOST_SHRINKS):
+        if (yield rate / stride):
+            return Bracket(rate / stride, rate)
+        rate, stride = rate / stride, min(stride * stride, GROWTH)
+    return Bracket(0.0, rate)
 
 
 def leg_requests(rate: float, count: int, leg_s: float = LEG_S) -> int:
