@@ -108,13 +108,6 @@ def overview(pairs: Pairs, known: Worth) -> str:
     tasks, seeds = len({run.task for run in first}), len({run.seed for run in first})
     scores = [*(f"share at {k}" for k in AFTER), "deployed"]
     head = ["way", *scores, "area, trials", "area, first hour", "worst task at 15"]
-        "way",
-        *(f"share at {k}" for k in AFTER),
-        "deployed",
-        "area, trials",
-        "area, first hour",
-        "worst task at 15",
-    ]
     return f"{tasks} tasks, {seeds} seeds, {len(first)} pairs\n\n{_markdown(head, lines)}"
 
 

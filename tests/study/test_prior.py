@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sloguard.engine.base import EngineSetup, Facts
-from sloguard.engine.simulated import SimulatedEngine
+from sloguard.engine.simulated import FLAGS, SimulatedEngine
 from sloguard.errors import SpecError
 from sloguard.study import prior
 from sloguard.study.build import build_study
@@ -36,7 +36,7 @@ class OnCpu(SimulatedEngine):
     @classmethod
     def from_setup(cls, setup: EngineSetup) -> SimulatedEngine:
         made = super().from_setup(setup)
-        made.facts = lambda: Facts(device="cpu")  # type: ignore[method-assign]
+        made.facts = lambda: Facts(device="cpu", offered=FLAGS)  # type: ignore[method-assign]
         return made
 
 
