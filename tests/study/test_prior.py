@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sloguard.engine.base import EngineSetup, Facts
-from sloguard.engine.simulated import FLAGS, SimulatedEngine
+from sloguard.engine.base import Facts
 from sloguard.errors import SpecError
 from sloguard.study import prior
 from sloguard.study.build import build_study
@@ -30,14 +29,8 @@ SPEC = StudySpec(
 )
 
 
-class OnCpu(SimulatedEngine):
-    """An engine without a GPU."""
-
-    @classmethod
-    def from_setup(cls, setup: EngineSetup) -> SimulatedEngine:
-        made = super().from_setup(setup)
-        made.facts = lambda: Facts(device="cpu", offered=FLAGS)  # type: ignore[method-assign]
-        return made
+FACTS = build_study(SPEC).engine.facts()
+ON_CPU = Facts(device="cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -48,28 +41,31 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_simulation_is_made_once_and_tells_whole_capacities(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
-    trials = simulated(SPEC, tmp_path / "prior", lambda done, of: told.append((done, of)))
+    trials = simulated(SPEC, FACTS, tmp_path / "prior", lambda done, of: told.append((done, of)))
     assert told == [(n, 12) for n in range(1, 13)]
     assert not any(t.capacity.dropped for t in trials if t.capacity)
     told.clear()
-    assert simulated(SPEC, tmp_path / "prior", lambda done, of: told.append((done, of))) == trials
+    assert simulated(SPEC, FACTS, tmp_path / "prior", lambda done, of: told.append((done, of))) == trials
     assert not told
 
 
 def test_a_simulation_that_was_cut_off_is_finished_as_it_was_begun(tmp_path: Path) -> None:
-    whole = simulated(SPEC, tmp_path / "whole", lambda done, of: None)
+    whole = simulated(SPEC, FACTS, tmp_path / "whole", lambda done, of: None)
     lines = (tmp_path / "whole" / "study.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "study.jsonl").write_bytes(b"".join(lines[:5]) + lines[5][:9])
-    assert simulated(SPEC, tmp_path / "cut", lambda done, of: None) == whole
+    assert simulated(SPEC, FACTS, tmp_path / "cut", lambda done, of: None) == whole
 
 
 def test_what_can_not_be_simulated_is_said(tmp_path: Path) -> None:
-    cpu = replace(SPEC, engine=f"{__name__}:OnCpu", priors=("sim",))
-    assert can_simulate(SPEC)
-    assert not can_simulate(cpu)
-    with pytest.raises(SpecError, match="no GPU that could be simulated"):
-        earlier_trials(cpu, build_study(SPEC).space, tmp_path, lambda done, of: None)
+    assert can_simulate(SPEC, FACTS)
+    for spec, facts, said in (
+        (SPEC, ON_CPU, "no GPU that could be simulated"),
+        (replace(SPEC, model="nobody/knows-it"), FACTS, "can't be simulated: --model"),
+    ):
+        assert not can_simulate(spec, facts)
+        with pytest.raises(SpecError, match=said):
+            simulated(spec, facts, tmp_path, lambda done, of: None)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +78,7 @@ def test_a_directory_without_a_study_of_these_knobs_is_refused(
         log = StudyLog(tmp_path)
         with log.writer():
             log.append_header({"spec": {}, "engine": {}})
-            (trial, *_) = simulated(SPEC, tmp_path / "made", lambda done, of: None)
+            (trial, *_) = simulated(SPEC, FACTS, tmp_path / "made", lambda done, of: None)
             log.append(replace(trial, config=type(trial.config)(knobs)))
     with pytest.raises(SpecError, match=problem):
-        earlier_trials(replace(SPEC, priors=(str(tmp_path),)), build_study(SPEC).space, tmp_path, lambda done, of: None)
+        earlier_trials(replace(SPEC, priors=(str(tmp_path),)), build_study(SPEC), tmp_path, lambda done, of: None)

@@ -28,7 +28,7 @@ from sloguard.space.flags import to_yaml
 from sloguard.space.layout import LAYOUT, Layout
 from sloguard.space.policies import of_policy
 from sloguard.study import failures
-from sloguard.study.build import build_study, engine_policy
+from sloguard.study.build import build_study, engine_policy, informed
 from sloguard.study.lanes import Lane, Work, await_workers, close_all, gpu_lanes
 from sloguard.study.log import LOG_NAME, StudyLog
 from sloguard.study.parallel import run_parallel
@@ -175,13 +175,13 @@ def command(
     study = build_study(spec, api_key)
     if allow_lossy and study.quality is None:
         plain_console(stderr=True).print("what this engine answers can't be checked: --quality has no effect")
-    if prior is None and spec.engine != "sim" and can_simulate(spec):
+    if prior is None and spec.engine != "sim" and can_simulate(spec, study.engine.facts()):
         spec = replace(spec, priors=(SIMULATION,))
     started_s = time.monotonic()
     with log.writer(), ExitStack() as stack:
         if spec.priors:
             with counted("simulating beforehand") as on_trial:
-                study = build_study(spec, api_key, earlier_trials(spec, study.space, log.directory, on_trial))
+                study = informed(study, spec, earlier_trials(spec, study, log.directory, on_trial))
         lanes = _lanes(spec, api_key, study, log.directory, parallel, ray_address, stack)
         remembers = spec.engine not in ("sim", "endpoint")
         known = failures.recalled(study.engine.describe()) if remembers and not retry_failures else {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from math import isfinite
 
@@ -10,7 +10,7 @@ from sloguard.engine import ENGINES
 from sloguard.engine.base import Engine, EnginePolicy, EngineSetup, Facts
 from sloguard.errors import SpecError
 from sloguard.optim import OPTIMIZERS
-from sloguard.optim.base import Earlier, Problem
+from sloguard.optim.base import Earlier, Optimizer, Problem
 from sloguard.perf.gpus import GIB
 from sloguard.registry import load
 from sloguard.request import Request
@@ -21,7 +21,7 @@ from sloguard.space.knobs import Categorical
 from sloguard.space.layout import LAYOUT, SIZES
 from sloguard.space.memory import fits
 from sloguard.space.policies import PREFIX, policy_knobs
-from sloguard.space.repair import RepairContext, refusal, repair
+from sloguard.space.repair import RepairContext, Repaired, refusal, repair
 from sloguard.space.space import Space
 from sloguard.space.vllm import space_for
 from sloguard.study.asking import CapacitySearch, FixedLoad, Question
@@ -39,14 +39,12 @@ WEIGHT_KNOBS = {"quantization", "tensor_parallel_size", "pipeline_parallel_size"
 SPECULATION = {"speculative_config", "spec_method", "spec_model", "spec_tokens"}
 
 
-def build_study(spec: StudySpec, api_key: str | None = None, earlier: tuple[Earlier, ...] = ()) -> Study:
-    """Builds engine, space, guard and optimizer, which knows the trials of `earlier` studies; starts no engine. Raises
-    SpecError or MissingExtra.
-    """
+def build_study(spec: StudySpec, api_key: str | None = None) -> Study:
+    """Builds engine, space, guard and optimizer; starts no engine. Raises SpecError or MissingExtra."""
     policy = engine_policy(spec)
     _check_layout(spec, "--engine-arg", spec.engine_args)
     requests = _requests(spec, spec.request_rate, spec.num_requests, spec.seed)
-    optimizer_class = load(OPTIMIZERS, spec.optimizer, "--optimizer", "propose")
+    load(OPTIMIZERS, spec.optimizer, "--optimizer", "propose")  # a wrong name is said before anything slow
     engine: Engine = load(ENGINES, spec.engine, "--engine", "from_setup").from_setup(_setup(spec, api_key, policy))
     facts = engine.facts()
     space = _space(spec, facts, policy)
@@ -54,19 +52,15 @@ def build_study(spec: StudySpec, api_key: str | None = None, earlier: tuple[Earl
     _check_fits(spec, facts, space)
     _check_lengths(spec, facts, requests)
     context = _repair_context(spec, facts, requests)
-    problem = Problem(
-        space,
-        spec.goal,
-        spec.budget,
-        lambda config: repair(config, space, context).config,
-        earlier,
-        timed=spec.budget_s is not None,
-    )
+
+    def repaired(config: Config) -> Repaired:
+        return repair(config, space, context)
+
     return Study(
         engine=engine,
-        optimizer=optimizer_class(problem),
+        optimizer=_optimizer(spec, space, repaired),
         space=space,
-        repair=lambda config: repair(config, space, context),
+        repair=repaired,
         guard=lambda config: refusal(config, space, context),
         question=_question(spec, requests),
         goal=spec.goal,
@@ -77,6 +71,19 @@ def build_study(spec: StudySpec, api_key: str | None = None, earlier: tuple[Earl
         budget_s=spec.budget_s,
         quality=spec.quality if spec.allow_lossy and facts.answers else None,
     )
+
+
+def informed(study: Study, spec: StudySpec, earlier: tuple[Earlier, ...]) -> Study:
+    """The study with an optimizer that knows the trials of `earlier` ones."""
+    return replace(study, optimizer=_optimizer(spec, study.space, study.repair, earlier))
+
+
+def _optimizer(
+    spec: StudySpec, space: Space, repaired: Callable[[Config], Repaired], earlier: tuple[Earlier, ...] = ()
+) -> Optimizer:
+    timed = spec.budget_s is not None
+    problem = Problem(space, spec.goal, spec.budget, lambda config: repaired(config).config, earlier, timed)
+    return load(OPTIMIZERS, spec.optimizer, "--optimizer", "propose")(problem)
 
 
 def _requests(spec: StudySpec, rate: float | None, count: int | None, seed: int) -> list[Request]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sloguard.engine.base import Facts
 from sloguard.errors import SpecError
 from sloguard.optim.base import Earlier, Problem
 from sloguard.optim.random import RandomSearch
@@ -34,21 +35,25 @@ COUNT, LEG_S = 64, 10.0  # requests of a simulated load, more where it would be 
 OnTrial = Callable[[int, int], None]
 
 
-def earlier_trials(spec: StudySpec, space: Space, directory: Path, on_trial: OnTrial) -> tuple[Earlier, ...]:
+def earlier_trials(spec: StudySpec, study: Study, directory: Path, on_trial: OnTrial) -> tuple[Earlier, ...]:
     """What the priors of `spec` know. `on_trial` is told how many simulated trials of how many are done.
 
-    Raises SpecError for a directory without a study, or one of no knob of `space`, and where nothing can be simulated.
+    Raises SpecError for a directory without a study, or one of no knob of this `study`, and where nothing can be
+    simulated.
     """
-    return tuple(
-        Earlier(name, simulated(spec, directory / "prior", on_trial) if name == SIMULATION else _read(name, space))
-        for name in spec.priors
-    )
+
+    def trials(name: str) -> list[Trial]:
+        if name != SIMULATION:
+            return _read(name, study.space)
+        return simulated(spec, study.engine.facts(), directory / "prior", on_trial)
+
+    return tuple(Earlier(name, trials(name)) for name in spec.priors)
 
 
-def can_simulate(spec: StudySpec) -> bool:
-    """Whether the engine, its GPU, its model and the knobs are such that a simulation can be had."""
+def can_simulate(spec: StudySpec, facts: Facts) -> bool:
+    """Whether what runs there, its GPU, its model and the knobs are such that a simulation can be had."""
     try:
-        _simulation(spec)
+        _simulation(spec, facts)
     except SpecError:
         return False
     return True
@@ -73,13 +78,14 @@ class _DrawnThenSought:
         return way.propose(history, rng)
 
 
-def simulated(spec: StudySpec, directory: Path, on_trial: OnTrial) -> list[Trial]:
-    """The trials of a simulated study of what `spec` asks; those that `directory` holds are not made again.
+def simulated(spec: StudySpec, facts: Facts, directory: Path, on_trial: OnTrial) -> list[Trial]:
+    """The trials of a simulated study of what `spec` asks on such an engine; those that `directory` holds are not made
+    again.
 
     Raises SpecError, LogError.
     """
     log, budget = StudyLog(directory), DRAWN + SOUGHT
-    simulation = _simulation(spec)
+    simulation = _simulation(spec, facts)
     with log.writer():
         if not log.exists():
             log.append_header({"spec": spec.to_json(), "engine": simulation.engine.describe()})
@@ -88,8 +94,7 @@ def simulated(spec: StudySpec, directory: Path, on_trial: OnTrial) -> list[Trial
         return log.trials()
 
 
-def _simulation(spec: StudySpec) -> Study:
-    facts = build_study(replace(spec, priors=())).engine.facts()
+def _simulation(spec: StudySpec, facts: Facts) -> Study:
     if facts.gpu is None:
         raise SpecError("--prior", SIMULATION, "there is no GPU that could be simulated", "Drop it.")
     asked = replace(
