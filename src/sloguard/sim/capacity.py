@@ -49,7 +49,7 @@ def search(
 
     `rates` are the least and the greatest rate to look at; without them the search widens from `guess`.
     """
-    bracket = yield from (_widen(guess) if rates is None else _within(*rates))
+    bracket = yield from (widen(guess) if rates is None else _within(*rates))
     return (yield from narrow(bracket, tolerance))
 
 
@@ -61,7 +61,8 @@ def narrow(bracket: Bracket, tolerance: float) -> Generator[float, bool, Bracket
     return bracket
 
 
-def _widen(guess: float) -> Generator[float, bool, Bracket]:
+def widen(guess: float, shrinks: int = MOST_GROWTHS) -> Generator[float, bool, Bracket]:
+    """Doubles the rate, or halves it at most `shrinks` times, until one passes and its neighbour does not."""
     rate = guess
     if (yield rate):
         for _ in range(MOST_GROWTHS):
@@ -69,7 +70,7 @@ def _widen(guess: float) -> Generator[float, bool, Bracket]:
             if not (yield rate):
                 return Bracket(rate / GROWTH, rate)
         return Bracket(rate, inf)
-    for _ in range(MOST_GROWTHS):
+    for _ in range(shrinks):
         rate /= GROWTH
         if (yield rate):
             return Bracket(rate, rate * GROWTH)

@@ -24,16 +24,15 @@ from sloguard.contract import Attained, Contract, Metric, Verdict, allowed_misse
 from sloguard.engine.base import Load, LoadPlan, Run, Served, once
 from sloguard.metrics import Summary, summarise
 from sloguard.request import End, Request, Timeline
-from sloguard.sim.capacity import Bracket, drained, narrow
+from sloguard.sim.capacity import GROWTH, MOST_GROWTHS, Bracket, drained, narrow, widen
 from sloguard.slo import Judgement
 from sloguard.trial import Ask, Capacity, Leg
 
 TOLERANCE = 0.05  # of a capacity: finer is below the noise of a run
 LEG_S = 30.0  # a load lasts so long at the least: a queue needs time to build up
 MOST_LEG = 8  # times the requests that were asked for
-GROWTH = 2.0  # of the rate, where nothing is known
 STRIDE = 1.1  # from a rate that is about right; the stride is squared each time
-MOST_GROWTHS, MOST_SHRINKS = 12, 8
+MOST_SHRINKS = 8  # below, no user would call it serving
 UNDRAINED = 0.05  # the excess of a rate that missed nothing but left a backlog
 HELD_OUT = 1_000_003  # what a turn adds to the seed of arrivals
 LOADS = 64  # more than any search has, so that no two loads of a study share prompts
@@ -115,7 +114,7 @@ def search_rates(ask: Ask, near: float, tolerance: float = TOLERANCE) -> Generat
     """The rates of one search, in order; is sent whether each passed. Ends at once where the rate to beat fails."""
     known = ask.near if ask.to_beat is None else ask.to_beat
     if known is None:
-        bracket = yield from _around(near)
+        bracket = yield from widen(near, MOST_SHRINKS)
     elif (yield known):
         bracket = yield from _beyond(known)
     elif ask.to_beat is None:
@@ -123,20 +122,6 @@ def search_rates(ask: Ask, near: float, tolerance: float = TOLERANCE) -> Generat
     else:
         return
     yield from narrow(bracket, tolerance)
-
-
-def _around(rate: float) -> Generator[float, bool, Bracket]:
-    if (yield rate):
-        for _ in range(MOST_GROWTHS):
-            rate *= GROWTH
-            if not (yield rate):
-                return Bracket(rate / GROWTH, rate)
-        return Bracket(rate, inf)
-    for _ in range(MOST_SHRINKS):
-        rate /= GROWTH
-        if (yield rate):
-            return Bracket(rate, rate * GROWTH)
-    return Bracket(0.0, rate)
 
 
 def _beyond(rate: float) -> Generator[float, bool, Bracket]:

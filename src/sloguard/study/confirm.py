@@ -27,10 +27,16 @@ CONFIDENCE = 0.95
 NOISE, NOISE_WORTH = 0.03, 4  # of log scores, and in degrees of freedom: six vLLM runs spread over 6.9 % (2604.17627)
 
 
+def explored(history: Sequence[Trial]) -> list[Trial]:
+    """The trials that found something out, less those that measured again what others had found."""
+    return [trial for trial in history if trial.recheck is None]
+
+
 def candidates(history: Sequence[Trial], goal: Goal) -> list[Trial]:
     """The best first, then the default if it keeps the contract and is not among them."""
-    explored = [trial for trial in history if trial.recheck is None]
-    scored = [(score, trial) for trial in explored if trial.feasible and (score := goal.score(trial)) is not None]
+    scored = [
+        (score, trial) for trial in explored(history) if trial.feasible and (score := goal.score(trial)) is not None
+    ]
     ranked = [trial for _, trial in sorted(scored, key=lambda pair: (-pair[0], pair[1].number))]
     return ranked[:BEST] + [trial for trial in ranked[BEST:] if not trial.proposed]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from sloguard.contract import Check
 from sloguard.optim.base import Goal, best
-from sloguard.study.confirm import Confirmed, chosen, confirmed, gain_interval
+from sloguard.study.confirm import Confirmed, chosen, confirmed, explored, gain_interval
 from sloguard.trial import Crashed, Measured, Refused, Trial, Value
 
 EQUAL = {("quantization", "fp16", None)}  # (knob, asked, ran): the paper's word for "not quantised"
@@ -26,8 +26,7 @@ class Results:
 
     @property
     def explored(self) -> list[Trial]:
-        """The trials that found something out, less those that measured again what others had found."""
-        return [trial for trial in self.trials if trial.recheck is None]
+        return explored(self.trials)
 
     @cached_property
     def confirmed(self) -> list[Confirmed]:

@@ -29,7 +29,7 @@ from sloguard.space.repair import Repaired
 from sloguard.space.space import Space
 from sloguard.space.vllm import lossy
 from sloguard.study.asking import Question
-from sloguard.study.confirm import next_recheck
+from sloguard.study.confirm import explored, next_recheck
 from sloguard.study.log import StudyLog
 from sloguard.study.quality import agreement, questions
 from sloguard.trial import Answers, Ask, Avoided, Config, Crashed, Measured, Outcome, Proposal, Refused, Trial, Value
@@ -119,17 +119,17 @@ def _asked(made: Proposal, answers: Answers) -> Proposal:
 
 
 def _next(study: Study, history: Sequence[Trial], pending: Pending, exploring: Pending, budget: int) -> Proposal | None:
-    explored = [trial for trial in history if trial.recheck is None]
-    if len(explored) + len(exploring) < budget and _time_left(study, explored):
+    tried = explored(history)
+    if len(tried) + len(exploring) < budget and _time_left(study, tried):
         with suppress(Exhausted):
-            return propose(study, with_guesses(explored, exploring, study.goal), len(history) + len(pending) + 1)
+            return propose(study, with_guesses(tried, exploring, study.goal), len(history) + len(pending) + 1)
     if exploring:
         return None  # one of them may yet be the best
     return next_recheck(history, [made for _, made in pending], study.goal, study.rechecks)
 
 
-def _time_left(study: Study, explored: Sequence[Trial]) -> bool:
-    return study.budget_s is None or sum(trial.cost_s for trial in explored) < study.budget_s
+def _time_left(study: Study, tried: Sequence[Trial]) -> bool:
+    return study.budget_s is None or sum(trial.cost_s for trial in tried) < study.budget_s
 
 
 PENDING = "is being tried"
