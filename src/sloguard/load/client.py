@@ -226,11 +226,10 @@ class Client:
             self._epoll.modify(connection.sock.fileno(), READ)
             self._send_rest(connection)
         if mask & ~WRITE and connection.sock.fileno() >= 0:  # unless sending the rest just failed
-            at_s = perf_counter()
-            while self._read(connection, at_s):
+            while self._read(connection):
                 pass
 
-    def _read(self, connection: Connection, at_s: float) -> bool:
+    def _read(self, connection: Connection) -> bool:
         """Whether to read on at once: TLS may hold bytes that epoll can't see."""
         try:
             data = connection.sock.recv(RECV_BYTES)
@@ -239,6 +238,7 @@ class Client:
         except OSError as error:
             self._lost(connection, error.strerror or str(error))
             return False
+        at_s = perf_counter()  # not before: what is read may have come after the event that woke this
         exchange = connection.exchange
         if not data or exchange is None:
             self._closed(connection, at_s)
