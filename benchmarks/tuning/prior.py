@@ -26,7 +26,7 @@ from sloguard.optim.tpe import Tpe
 from sloguard.perf.gpus import gpu_named
 from sloguard.report.files import write_text_atomic
 from sloguard.study.asking import CapacitySearch
-from sloguard.study.prior import COARSE, COUNT, DRAWN, LEG_S, SOUGHT
+from sloguard.study.prior import COARSE, COUNT, DRAWN, LEG_S, SOUGHT, TURNOVERS
 from sloguard.study.runner import Study, attempt, propose
 from sloguard.trial import Trial
 
@@ -62,7 +62,7 @@ def earlier_of(out: Path, task: Task) -> Earlier:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         if not lines or json.loads(lines[0])["world"] != fingerprint(task):
             study = study_of(task, _simulator(task), WAYS["random+default"], SEED)
-            question = CapacitySearch(task.requests, task.contract, SEED, task.near, COUNT, COARSE, LEG_S)
+            question = CapacitySearch(task.requests, task.contract, SEED, task.near, COUNT, COARSE, LEG_S, TURNOVERS)
             trials = rehearse(replace(study, question=question))
             lines = [json.dumps({"world": fingerprint(task)}), *(json.dumps(trial.to_json()) for trial in trials)]
             write_text_atomic(path, "".join(f"{line}\n" for line in lines))

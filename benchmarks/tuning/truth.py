@@ -1,6 +1,7 @@
-"""What a config is really worth: its capacity without noise, by 400 requests and to 1 %, and how often it starts.
+"""What a config is really worth: its capacity without noise, by 800 requests, and how often it starts.
 
-Two searches: a coarse one finds about where to look, the fine one begins a tenth below. Start-up has luck of its own
+Two searches: a coarse one finds about where to look, the fine one begins a tenth below. By fewer requests the optimum
+would be the config that the arrivals happen to suit. Start-up has luck of its own
 (fragments, the size of graphs), so the capacity is that of the first start which works, and `starts` is the share of
 starts that do. Answers are kept, a line each, in OUT/worlds/TASK.jsonl. Two processes may write there: a line is one
 write.
@@ -28,8 +29,8 @@ from sloguard.study.asking import CapacitySearch
 from sloguard.trial import Ask, Config
 
 SEED = 987_654_321  # arrivals that no study is offered
-COARSE_COUNT, COARSE_TOLERANCE = 100, 0.1
-FINE_COUNT, FINE_TOLERANCE = 400, 0.01
+COARSE_COUNT, COARSE_TOLERANCE = 150, 0.1
+FINE_COUNT, FINE_TOLERANCE = 800, 0.06  # between two rates the capacity is told by how far each is off
 BELOW, STEP_DOWN, MOST_STEPS = 0.9, 0.88, 12
 STARTS = 20
 
@@ -124,4 +125,4 @@ def _capacity(engine: SimulatedEngine, overrides: Config, task: Task, count: int
     question = CapacitySearch(task.requests, task.contract, SEED, task.near, count, tolerance)
     with TemporaryDirectory() as directory:
         _, _, capacity = question.measured(ask, engine.run(overrides, question.plan(ask), Path(directory)))
-    return capacity.low if capacity else 0.0
+    return capacity.estimate if capacity else 0.0

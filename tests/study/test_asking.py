@@ -20,7 +20,7 @@ from sloguard.perf.gpus import gpu_named
 from sloguard.perf.models import MODELS
 from sloguard.request import End, Request, Stage, Timeline
 from sloguard.slo import StageSLO
-from sloguard.study.asking import CapacitySearch, FixedLoad, leg_requests, search_rates
+from sloguard.study.asking import CapacitySearch, FixedLoad, leg_requests, mean_promise_s, search_rates
 from sloguard.trial import Ask, Capacity, Config
 
 SLO = StageSLO(ttft_s=0.5)
@@ -156,6 +156,29 @@ def test_a_load_lasts_long_enough_for_a_queue_to_build_up() -> None:
     assert leg_requests(1.0, 200) == 200
     assert leg_requests(20.0, 200) == 600
     assert leg_requests(1000.0, 200) == 1600
+
+
+def test_a_load_outlasts_the_answers_that_were_promised() -> None:
+    """Answers that may take a minute pile up for as long: a load of half a minute says nothing of the rate."""
+    slow = StageSLO(ttft_s=5.0, tpot_s=0.2)
+
+    def patient(rate: float, count: int, seed: int) -> list[Request]:
+        return [replace(r, stages=(Stage(64, 250, slow),)) for r in requests(rate, count, seed)]
+
+    engine = Limited(4.0)
+    ask(engine, requests=patient)
+    for load in engine.loads:
+        assert load.rate is not None
+        assert len(load.requests) / load.rate >= min(2 * (5.0 + 250 * 0.2), 8 * COUNT / load.rate) - 1
+
+
+def test_a_promise_is_the_tightest_of_what_binds_an_answer() -> None:
+    asked = [Request("r", 0.0, (Stage(10, 100, StageSLO(ttft_s=1.0, tpot_s=0.05)),))]
+    assert mean_promise_s(asked, Contract()) == pytest.approx(1.0 + 100 * 0.05)
+    assert mean_promise_s(asked, Contract((Limit(Metric.ITL, 99, 0.02),))) == pytest.approx(1.0 + 100 * 0.02)
+    assert mean_promise_s(asked, Contract((Limit(Metric.E2EL, 99, 2.5),))) == 2.5
+    unpaced = [Request("r", 0.0, (Stage(10, 100, SLO),))]
+    assert mean_promise_s(unpaced, Contract()) == 0.0
 
 
 def test_every_rate_is_asked_once() -> None:

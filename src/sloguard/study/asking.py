@@ -23,13 +23,14 @@ from typing import Protocol
 from sloguard.contract import Attained, Contract, Metric, Verdict, allowed_misses, judge_request
 from sloguard.engine.base import Load, LoadPlan, Run, Served, once
 from sloguard.metrics import Summary, summarise
-from sloguard.request import End, Request, Timeline
+from sloguard.request import End, Request, Stage, Timeline
 from sloguard.sim.capacity import GROWTH, MOST_GROWTHS, Bracket, drained, narrow, widen
 from sloguard.slo import Judgement
 from sloguard.trial import Ask, Capacity, Leg
 
 TOLERANCE = 0.05  # of a capacity: finer is below the noise of a run
-LEG_S = 30.0  # a load lasts so long at the least: a queue needs time to build up
+LEG_S = 30.0  # a load lasts so long at the least: a queue needs time to build up,
+TURNOVERS = 2.0  # and so many times what is promised to a request: only then are as many under way as there will be
 MOST_LEG = 8  # times the requests that were asked for
 STRIDE = 1.1  # from a rate that is about right; the stride is squared each time
 MOST_SHRINKS = 8  # below, no user would call it serving
@@ -65,7 +66,7 @@ class FixedLoad:
 @dataclass(frozen=True, slots=True)
 class CapacitySearch:
     """`requests` gives those of a rate [requests/s], a number and a seed. `near` is where a search begins that is given
-    no rate; `count` the requests of a load, more where it would last less than `leg_s`.
+    no rate; `count` the requests of a load, more where it would last less than `leg_s` or `turnovers` promises.
     """
 
     requests: Callable[[float, int, int], Sequence[Request]]
@@ -75,6 +76,7 @@ class CapacitySearch:
     count: int
     tolerance: float = TOLERANCE
     leg_s: float = LEG_S
+    turnovers: float = TURNOVERS
 
     def plan(self, ask: Ask) -> LoadPlan:
         seed = arrivals_seed(self.seed, ask.turn)
@@ -83,8 +85,10 @@ class CapacitySearch:
     def _loads(self, ask: Ask, seed: int) -> Generator[Load, Sequence[Timeline], None]:
         asking = search_rates(ask, self.near, self.tolerance)
         rate, number = next(asking, None), 0
+        promised_s = mean_promise_s(self.requests(self.near, self.count, seed), self.contract)
+        leg_s = max(self.leg_s, self.turnovers * promised_s)
         while rate is not None:
-            requests = self.requests(rate, leg_requests(rate, self.count, self.leg_s), seed)
+            requests = self.requests(rate, leg_requests(rate, self.count, leg_s), seed)
             watch = _Watch(self.contract, len(requests))
             timelines = yield Load(requests, seed * LOADS + number, rate, watch.hopeless)
             number += 1
@@ -144,6 +148,23 @@ def _below(rate: float) -> Generator[float, bool, Bracket]:
 
 def leg_requests(rate: float, count: int, leg_s: float = LEG_S) -> int:
     return min(max(count, ceil(rate * leg_s)), MOST_LEG * count)
+
+
+def mean_promise_s(requests: Sequence[Request], contract: Contract) -> float:
+    """How long an answer takes that is as late as it may be, on average; 0 where nothing bounds its pace."""
+
+    def limit_s(own_s: float | None, *metrics: Metric) -> float:
+        limits_s = [own_s, *(contract.tightest_s(metric) for metric in metrics)]
+        return min((s for s in limits_s if s is not None), default=inf)
+
+    def promised_s(stage: Stage) -> float:
+        pace_s = limit_s(stage.slo.tpot_s, Metric.TPOT, Metric.ITL)
+        first_s = limit_s(stage.slo.ttft_s, Metric.TTFT)
+        paced_s = (first_s if first_s < inf else 0.0) + stage.output_tokens * pace_s
+        return min(paced_s, limit_s(stage.slo.e2el_s, Metric.E2EL))
+
+    total_s = sum(promised_s(stage) for request in requests for stage in request.stages)
+    return total_s / len(requests) if total_s < inf else 0.0
 
 
 def arrivals_seed(seed: int, turn: int) -> int:

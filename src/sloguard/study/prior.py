@@ -30,7 +30,7 @@ from sloguard.trial import Config, Trial
 SIMULATION, NONE = "sim", "none"
 DRAWN, SOUGHT = 120, 40  # trials: all over the space, then where it is good
 COARSE = 0.1  # tolerance of a simulated capacity: finer is beyond what a simulation knows
-COUNT, LEG_S = 64, 10.0  # requests of a simulated load, more where it would be shorter
+COUNT, LEG_S, TURNOVERS = 64, 10.0, 1.0  # requests of a simulated load, more where it would be shorter
 
 OnTrial = Callable[[int, int], None]
 
@@ -117,6 +117,8 @@ def _simulation(spec: StudySpec, facts: Facts) -> Study:
         raise SpecError("--prior", SIMULATION, why, "Drop it.") from error
     question = study.question
     if isinstance(question, CapacitySearch):
-        question = replace(question, count=min(COUNT, question.count), tolerance=COARSE, leg_s=LEG_S)
+        question = replace(
+            question, count=min(COUNT, question.count), tolerance=COARSE, leg_s=LEG_S, turnovers=TURNOVERS
+        )
     problem = Problem(study.space, study.goal, DRAWN + SOUGHT, lambda config: study.repair(config).config)
     return replace(study, question=question, optimizer=_DrawnThenSought(problem))
