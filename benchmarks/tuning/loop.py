@@ -21,12 +21,13 @@ from ways import WAYS, Way, make_optimizer
 from world import World
 
 from sloguard.engine.simulated import SimulatedEngine
-from sloguard.optim.base import Earlier, Goal, Problem
+from sloguard.optim.base import Earlier, Goal, Problem, best
 from sloguard.report.files import write_text_atomic
 from sloguard.space.repair import RepairContext, Repaired, refusal, repair
 from sloguard.space.space import Space
 from sloguard.space.vllm import space_for
 from sloguard.study.asking import CapacitySearch
+from sloguard.study.confirm import explored
 from sloguard.study.log import StudyLog
 from sloguard.study.results import Results
 from sloguard.study.runner import Study, run_study
@@ -115,12 +116,26 @@ def _memory_dir() -> str | None:
     return str(shared) if shared.is_dir() else None
 
 
-def record(trial: Trial, proposal_cpu_s: float, trial_cpu_s: float, deployed: Trial | None) -> dict[str, Any]:
+def leaders(trials: Sequence[Trial]) -> list[int | None]:
+    """The number of the best after each trial, as a study that ends there would have it; those that measured again at
+    the end change nothing.
+    """
+    found: list[int | None] = []
+    for count in range(1, len(trials) + 1):
+        leader = best(explored(trials[:count]), GOAL)
+        found.append(leader.number if leader else None)
+    return found
+
+
+def record(
+    trial: Trial, proposal_cpu_s: float, trial_cpu_s: float, leader: int | None, deployed: Trial | None
+) -> dict[str, Any]:
     kind = trial.to_json()["outcome"]["kind"]
     capacity, crash = trial.capacity, trial.outcome.crash if isinstance(trial.outcome, Crashed) else None
     return {
         "number": trial.number,
         "recheck": trial.recheck,
+        "leader": leader,
         "deployed": trial is deployed,
         "config": dict(trial.config),
         "overrides": dict(trial.overrides),
@@ -150,8 +165,10 @@ def run_one(out: Path, task: Task, way_name: str, seed: int, earlier: Sequence[E
         return path
     study = study_of(task, World(task, seed), WAYS[way_name], seed, earlier=tuple(earlier))
     made = list(trials_of(study, BUDGET))
-    deployed = Results([trial for trial, *_ in made], GOAL, study.try_default).best
-    write_records(path, [record(*one, deployed) for one in made], fingerprint(task))
+    trials = [trial for trial, *_ in made]
+    deployed = Results(trials, GOAL, study.try_default).best
+    lines = [record(*one, leader, deployed) for one, leader in zip(made, leaders(trials), strict=True)]
+    write_records(path, lines, fingerprint(task))
     return path
 
 

@@ -42,14 +42,10 @@ class Run:
 
     @cached_property
     def incumbents(self) -> list[dict[str, Any] | None]:
-        """[BUDGET] the best by its measured score after each trial; a study that ended early keeps its last."""
-        found: list[dict[str, Any] | None] = []
-        best: dict[str, Any] | None = None
-        for trial in self.trials:
-            if trial["feasible"] and trial["score"] > (best["score"] if best else 0.0):
-                best = trial
-            found.append(best)
-        return [*found, *[best] * (BUDGET - len(found))][:BUDGET]
+        """[BUDGET] the best after each trial; a study that ended early keeps its last."""
+        by_number = {trial["number"]: trial for trial in self.trials}
+        found = [by_number.get(trial["leader"]) for trial in self.trials]
+        return [*found, *found[-1:] * (BUDGET - len(found))][:BUDGET]
 
     @cached_property
     def ends_s(self) -> Array:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from loop import BUDGET, GOAL, on_record, run_path, write_records
+from loop import BUDGET, GOAL, leaders, on_record, run_path, write_records
 from stats import consistency, fast_below_gap
 from ways import WAYS, make_optimizer
 
@@ -182,8 +182,12 @@ def run_one(out: Path, name: str, way: str, seed: int, data: Path) -> None:
         row = table.nearest(proposed)
         history.append(_trial(number, proposed, row))
         records.append(_record(history[-1], row, table.optimum, time.process_time() - began_s))
-    best = max((one for one in records if one["feasible"]), key=lambda one: one["score"], default=None)
-    write_records(path, [{**one, "deployed": one is best} for one in records], WORLD)
+    found = leaders(history)
+    told = [
+        {**one, "leader": leader, "deployed": one["number"] == found[-1]}
+        for one, leader in zip(records, found, strict=True)
+    ]
+    write_records(path, told, WORLD)
 
 
 def _trial(number: int, proposed: Config, row: Row) -> Trial:

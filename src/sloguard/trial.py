@@ -185,20 +185,22 @@ class Avoided:
 class Ask:
     """What a trial is asked beyond its config. `to_beat` is the rate [requests/s] that it has to keep at the least,
     `near` where to begin a search without one, `turn` which arrivals are offered: 0 those that every config meets, the
-    others are held out for measuring again. `reference` are the answers with which the engine's are to agree, empty
+    others are held out for measuring again. `again` is how often the same was measured under these arrivals before, so
+    that a simulated engine has luck of its own each time. `reference` are the answers with which the engine's are to agree, empty
     where its own are to be those; None where it isn't asked.
     """
 
     to_beat: float | None = None
     near: float | None = None
     turn: int = 0
+    again: int = 0
     reference: Answers | None = None
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Ask:
         reference = data.get("reference")
         answers = None if reference is None else _answers(reference)
-        return Ask(data.get("to_beat"), data.get("near"), data.get("turn", 0), answers)
+        return Ask(data.get("to_beat"), data.get("near"), data.get("turn", 0), data.get("again", 0), answers)
 
 
 def _answers(data: Iterable[Iterable[int]]) -> Answers:

@@ -57,13 +57,17 @@ def test_truths_are_kept_by_world(tmp_path):
     assert not Worlds(tmp_path).known(replace(BURSTY, ttft_ms=900))
 
 
-def test_the_incumbent_is_the_best_that_kept_its_promises():
-    lows = [(0.0, False), (2.0, True), (3.0, False), (2.5, True)]
-    trials = [{"score": low, "feasible": kept, "cost_s": 10.0, "kind": "measured"} for low, kept in lows]
-    run = Run("task", "way", 1, trials)
-    assert [t and t["score"] for t in run.incumbents[:4]] == [None, 2.0, 2.0, 2.5]
-    assert len(run.incumbents) == loop.BUDGET
-    assert run.ends_s[-1] == 40.0
+def test_the_incumbent_is_the_best_by_all_that_was_measured_of_it():
+    asked = [(1, 0.0), (2, 2.0), (3, 3.0), (4, 2.5), (3, 1.0)]
+    configs = [Config({"max_num_seqs": 8 * which}) for which, _ in asked]
+    made = zip(configs, asked, strict=True)
+    trials = [Trial(n, config, config, capacity_of(rate), 10.0) for n, (config, (_, rate)) in enumerate(made, start=1)]
+    leaders = loop.leaders(trials)
+    assert leaders == [None, 2, 3, 3, 4], "the third was lucky: 3 and 1 make 1.7"
+    lines = [{"number": n, "leader": who, "cost_s": 10.0} for n, who in enumerate(leaders, start=1)]
+    run = Run("task", "way", 1, lines)
+    assert [one and one["number"] for one in run.incumbents] == [*leaders, *[4] * (loop.BUDGET - 5)]
+    assert run.ends_s[-1] == 50.0
 
 
 def test_statistics():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean, geometric_mean
 from typing import Protocol
 
 import numpy as np
@@ -38,6 +39,11 @@ class Goal:
         if self.objective == "goodput":
             return summary.token_goodput
         return None if summary.e2el_s.mean is None else -summary.e2el_s.mean
+
+    @staticmethod
+    def mean(scores: Sequence[float]) -> float:
+        """Rates and goodputs compare as ratios, so theirs is geometric; latencies (negative scores) as they are."""
+        return geometric_mean(scores) if min(scores) > 0 else fmean(scores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +78,30 @@ def violation(trial: Trial) -> float:
     return min(sum(max(0.0, c) for c in constraints(trial)), CRASH_VIOLATION - 1.0)
 
 
+def measurements(trial: Trial, history: Sequence[Trial]) -> list[Trial]:
+    """All trials of the same config, in order."""
+    return [other for other in history if other.overrides == trial.overrides]
+
+
+def standing(history: Sequence[Trial], goal: Goal) -> list[tuple[float, Trial]]:
+    """The configs that kept the contract whenever they were tried, each by its first trial and with the mean of its
+    scores; the highest first, the earliest of equals.
+    """
+    by_config: dict[Config, list[Trial]] = {}
+    for trial in history:
+        by_config.setdefault(trial.overrides, []).append(trial)
+    found: list[tuple[float, Trial]] = []
+    for trials in by_config.values():
+        scores = [goal.score(trial) for trial in trials if trial.feasible]
+        known = [score for score in scores if score is not None]
+        if len(known) == len(trials):
+            found.append((goal.mean(known), trials[0]))
+    return sorted(found, key=lambda pair: (-pair[0], pair[1].number))
+
+
 def best(history: Sequence[Trial], goal: Goal) -> Trial | None:
-    """The feasible trial with the highest score; the earliest of equals."""
-    scored = [(goal.score(t), t) for t in history if t.feasible]
-    known = [(score, t) for score, t in scored if score is not None]
-    return max(known, key=lambda pair: (pair[0], -pair[1].number))[1] if known else None
+    """The first of `standing`."""
+    return next((trial for _, trial in standing(history, goal)), None)
 
 
 def place(trial: Trial, space: Space) -> Config:

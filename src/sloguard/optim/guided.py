@@ -6,8 +6,8 @@
 
 The next config has the largest expected improvement (of the log score) times its chances to start, to survive and to
 keep the SLOs, less the price of a crash, among configs drawn over the space, around the best ones, around the best of
-each source and around the engine's default. One that is more likely to crash than not comes after all others, and so
-does one that asks for more of what an earlier one ran out of (`doomed.py`).
+each source and around the engine's default. One that is more likely to crash than not comes after all others. Where
+memory ran out (`edges.py`) that is taken as the reason, and the beliefs in starting and surviving are of other crashes.
 Expected improvement settles near the best by itself: a gain of less than a crash's price is not worth a risk.
 """
 
@@ -17,11 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import norm
 
 from sloguard.optim.base import Problem, constraints, place, taught
-from sloguard.optim.doomed import dooms, places
+from sloguard.optim.edges import edges, is_understood, units
 from sloguard.optim.fresh import first_fresh
 from sloguard.optim.gp import Array, Gp, Points, Scales
 from sloguard.optim.lessons import Lesson, costs, misses, starts, survives, values
@@ -30,18 +29,17 @@ from sloguard.space.knobs import Categorical, Knob
 from sloguard.space.space import Space
 from sloguard.trial import Config, Measured, Trial, Value
 
-SCORE = Question(Scales(spread=0.5, noise=0.03, shift=0.5))
-RUNS = Question(Scales(spread=0.7, noise=0.3, shift=0.4, joint=0.7), prior=0.2)
+SCORE = Question(Scales(spread=0.4, noise=0.03, shift=0.4))
+RUNS = Question(Scales(spread=0.7, noise=0.3, shift=0.4, joint=0.7), prior=0.8)
 MISS = Question(Scales(spread=0.7, noise=0.1, shift=0.7))
 COST = Question(Scales(spread=0.3, noise=0.1, shift=0.5))
 LABEL_SD = 0.4  # how sharply a label's process tells failing from running
 LEAST_CHANCE = 0.5  # of running; less comes after all others
-DOOMED_CHANCE = 0.1  # of what a config would run by otherwise, where it asks for more than what was too much already
 
 UNIFORM, NEAR, FINALISTS = 200, 40, 48
 CLIMBS, CLIMBERS, STEPS_OUT = 3, 6, 8  # rounds uphill, from how many configs, to how many around each
 MOST_MOVES = 4  # knobs at a time
-CAUTION = 2.0  # power of the chance to run: where it is learnt from few trials it is overrated
+CAUTION = 1.0  # power of the chance to run: where it is learnt from few trials it is overrated
 CRASH_PRICE = 0.02  # log score that one would give to be spared a crash
 CENTRES = 3  # of the best configs so far, and of every source
 STEPS = 5  # values of a number that are tried with all else kept
@@ -60,7 +58,7 @@ class Guided:
         found: dict[str, list[Gp]] = {}
         for source in self.problem.earlier:
             trials = taught(source.trials)
-            at = places(trials, self.problem.space)
+            at = [place(trial, self.problem.space) for trial in trials]
             asked = self._asked(trials)
             asked.pop("cost", None)  # its clock is another
             for name, (question, lessons) in asked.items():
@@ -70,27 +68,28 @@ class Guided:
 
     def propose(self, history: Sequence[Trial], rng: np.random.Generator) -> Config:
         trials = taught(history)
-        at = places(trials, self.problem.space)
+        at = [place(trial, self.problem.space) for trial in trials]
         beliefs = {
             name: belief(at, lessons, question, self.problem.space, self.sources.get(name, []))
             for name, (question, lessons) in self._asked(trials).items()
         }
         to_beat = self._to_beat(trials, beliefs)
-
-        known = dooms(trials, self.problem.space)
+        memory = edges(trials, [taught(source.trials) for source in self.problem.earlier], self.problem.space)
 
         def scored(configs: Sequence[Config]) -> Array:
-            doomed = np.array([any(doom.takes(config) for doom in known) for config in configs], dtype=np.bool_)
-            return _worth(Points.of(configs, self.problem.space), beliefs, to_beat, doomed)
+            at = units(configs, self.problem.space)
+            suffices = np.prod([np.ones(len(configs)), *(edge.keeps(at) for edge in memory)], axis=0)
+            return _worth(Points.of(configs, self.problem.space), beliefs, to_beat, suffices)
 
         return first_fresh(self.problem, history, rng, self._ranked(trials, rng, scored))
 
     def _asked(self, trials: Sequence[Trial]) -> dict[str, tuple[Question, list[Lesson]]]:
         goal = self.problem.goal
+        understood = {i for i, trial in enumerate(trials) if is_understood(trial, self.problem.space)}
         asked = {
             "score": (SCORE, values(trials, goal)),
-            "starts": (RUNS, starts(trials)),
-            "survives": (RUNS, survives(trials)),
+            "starts": (RUNS, [lesson for lesson in starts(trials) if lesson.trial not in understood]),
+            "survives": (RUNS, [lesson for lesson in survives(trials) if lesson.trial not in understood]),
         }
         if goal.objective != "capacity":
             counts = [len(constraints(t)) - 1 for t in trials if isinstance(t.outcome, Measured)]
@@ -142,12 +141,13 @@ def _order(worth: Array) -> list[int]:
     return [int(i) for i in np.argsort(-worth, kind="stable")]
 
 
-def _worth(at: Points, beliefs: dict[str, Belief], to_beat: float | None, doomed: NDArray[np.bool_]) -> Array:
-    """[m] what trying each point is worth, in log score; below -1 where it rather crashes, or is `doomed` [m] to."""
-    runs = np.ones(len(at))
+def _worth(at: Points, beliefs: dict[str, Belief], to_beat: float | None, suffices: Array) -> Array:
+    """[m] what trying each point is worth, in log score; below -1 where it rather crashes. `suffices` [m] is the chance
+    that memory does.
+    """
+    runs = suffices
     for name in ("starts", "survives"):
         runs = runs * _chance(beliefs[name], at, 0.0, LABEL_SD, above=True)
-    runs = np.where(doomed, DOOMED_CHANCE * runs, runs)
     keeps = np.ones(len(at))
     for name, model in beliefs.items():
         if name.startswith("miss"):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sloguard.optim.base import MISS_CAP, Goal, constraints
 from sloguard.trial import Capacity, Crashed, Measured, Refused, Trial
 
 FLOOR = math.log(50.0)  # a score below the best by more than this factor is no further lesson
-LOSS_PER_MISS = 0.3  # log capacity per log miss: tails grow faster than the rate does
-LEAST_LOSS, MOST_LOSS = 0.05, 1.0  # log capacity that a config is below a rate which it failed at
+LOSS_PER_MISS = 0.35  # log capacity per log miss: tails grow faster than the rate does
+LEAST_LOSS, MOST_LOSS = 0.1, 1.5  # log capacity that a config is below a rate which it failed at
+DEPTH = 1.0  # log score: nothing counts for worse than so far below the best
 RAN, FAILED = 1.0, -1.0
 
 
@@ -28,7 +29,11 @@ Read = Callable[[Sequence[Trial]], list[Lesson]]
 
 
 def values(trials: Sequence[Trial], goal: Goal) -> list[Lesson]:
-    """Log scores; minus the log of minus the score where it is a cost. A config that failed at a rate lies below it."""
+    """Log scores; minus the log of minus the score where it is a cost. A config that failed at a rate lies below it.
+
+    How far one lies below the best counts for less the farther it is: where promises break there are cliffs, and what a
+    process has to explain of them it can't tell of the hills.
+    """
     scores = [goal.score(trial) for trial in trials]
     known = [s for s in scores if s is not None and s != 0]
     floor = max(known, default=1.0) * math.exp(-FLOOR)
@@ -39,7 +44,13 @@ def values(trials: Sequence[Trial], goal: Goal) -> list[Lesson]:
             lessons.append(Lesson(index, *failed))
         elif score is not None:
             lessons.append(Lesson(index, math.log(max(score, floor)) if score >= 0 else -math.log(-score)))
-    return lessons
+    top = max((lesson.y for lesson in lessons), default=0.0)
+    return [_flattened(lesson, top) for lesson in lessons]
+
+
+def _flattened(lesson: Lesson, top: float) -> Lesson:
+    slope = math.exp((lesson.y - top) / DEPTH)
+    return replace(lesson, y=top - DEPTH * (1 - slope), extra=lesson.extra * slope**2)
 
 
 def starts(trials: Sequence[Trial]) -> list[Lesson]:

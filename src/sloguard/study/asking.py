@@ -36,6 +36,7 @@ STRIDE = 1.1  # from a rate that is about right; the stride is squared each time
 MOST_SHRINKS = 8  # below, no user would call it serving
 UNDRAINED = 0.05  # the excess of a rate that missed nothing but left a backlog
 HELD_OUT = 1_000_003  # what a turn adds to the seed of arrivals
+ANOTHER_START = 500_009  # what measuring once more adds to the seed of a start, where arrivals are the same
 LOADS = 64  # more than any search has, so that no two loads of a study share prompts
 
 
@@ -57,7 +58,7 @@ class FixedLoad:
 
     def plan(self, ask: Ask) -> LoadPlan:
         seed = arrivals_seed(self.seed, ask.turn)
-        return once(self.requests(seed), seed)
+        return once(self.requests(seed), seed + ask.again * ANOTHER_START)
 
     def measured(self, ask: Ask, run: Run) -> tuple[Summary, Verdict, Capacity | None]:
         return *_judged(run.timelines, self.contract), None
@@ -80,7 +81,7 @@ class CapacitySearch:
 
     def plan(self, ask: Ask) -> LoadPlan:
         seed = arrivals_seed(self.seed, ask.turn)
-        return LoadPlan(self._loads(ask, seed), seed)
+        return LoadPlan(self._loads(ask, seed), seed + ask.again * ANOTHER_START)
 
     def _loads(self, ask: Ask, seed: int) -> Generator[Load, Sequence[Timeline], None]:
         asking = search_rates(ask, self.near, self.tolerance)

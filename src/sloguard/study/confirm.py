@@ -2,6 +2,7 @@
 
 The best of many noisy measurements is too good to be true, so the last word has what was measured afterwards:
 
+    doubt        while the search goes on, a best that none comes near is measured once more, and counts by its mean
     candidates   the two best configs and the default, as far as they keep the contract
     rounds       each round measures every candidate once, under arrivals of its own
     noise        what is left of log scores once each candidate's mean and each round's is taken out, beside what runs
@@ -19,10 +20,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t as student
 
-from sloguard.optim.base import Goal
+from sloguard.optim.base import Goal, measurements, standing
 from sloguard.trial import Ask, Proposal, Trial
 
 BEST = 2  # of the configs tried, beside the default
+DOUBT = 3  # configs that lost the race against the best before it is measured a second time
 CONFIDENCE = 0.95
 NOISE, NOISE_WORTH = 0.03, 4  # of log scores, and in degrees of freedom: six vLLM runs spread over 6.9 % (2604.17627)
 
@@ -34,11 +36,21 @@ def explored(history: Sequence[Trial]) -> list[Trial]:
 
 def candidates(history: Sequence[Trial], goal: Goal) -> list[Trial]:
     """The best first, then the default if it keeps the contract and is not among them."""
-    scored = [
-        (score, trial) for trial in explored(history) if trial.feasible and (score := goal.score(trial)) is not None
-    ]
-    ranked = [trial for _, trial in sorted(scored, key=lambda pair: (-pair[0], pair[1].number))]
+    ranked = [trial for _, trial in standing(explored(history), goal)]
     return ranked[:BEST] + [trial for trial in ranked[BEST:] if not trial.proposed]
+
+
+def doubted(history: Sequence[Trial], pending: Sequence[Proposal], goal: Goal) -> Proposal | None:
+    """The best so far once more, where none of the last few came near it: it may have been lucky, and then nothing is
+    found any more that is truly better.
+    """
+    leader = next((trial for _, trial in standing(history, goal)), None)
+    if leader is None or leader.capacity is None or len(measurements(leader, history)) > 1:
+        return None
+    lost = [t for t in history if t.number > leader.number and t.capacity is not None and t.capacity.dropped]
+    if len(lost) < DOUBT or any(made.run == leader.config for made in pending):
+        return None
+    return Proposal(leader.proposed, leader.config, leader.repairs, ask=Ask(near=leader.capacity.low, again=1))
 
 
 def next_recheck(history: Sequence[Trial], pending: Sequence[Proposal], goal: Goal, rounds: int) -> Proposal | None:

@@ -2,7 +2,8 @@
 
     history = what the log holds
     until the budget is spent or the space is, and then for each trial that is to be confirmed:
-        propose   the engine's default first, then the optimizer, which sees the log and nothing else
+        propose   the engine's default first, then the optimizer, which sees the log and nothing else; or the best
+                  once more (confirm.py)
         repair    into something that can run; the trial keeps both
         guard     what can't start is not tried: it is recorded with the trial that follows and taught at no cost
         attempt   the engine runs it, asked the study's question (asking.py); a crash is classified
@@ -23,19 +24,19 @@ from pathlib import Path
 from sloguard.crash import Crash, diagnose
 from sloguard.engine.base import Engine, OnPhase, ignore_phase
 from sloguard.errors import EngineCrash, SloguardError, SpecError
-from sloguard.optim.base import Exhausted, Goal, Optimizer, best
+from sloguard.optim.base import Exhausted, Goal, Optimizer, best, measurements
 from sloguard.rng import stream
 from sloguard.space.repair import Repaired
 from sloguard.space.space import Space
 from sloguard.space.vllm import lossy
 from sloguard.study.asking import Question
-from sloguard.study.confirm import explored, next_recheck
+from sloguard.study.confirm import doubted, explored, next_recheck
 from sloguard.study.log import StudyLog
 from sloguard.study.quality import agreement, questions
 from sloguard.trial import Answers, Ask, Avoided, Config, Crashed, Measured, Outcome, Proposal, Refused, Trial, Value
 
 REFUSALS_PER_TRIAL = 20  # proposals the guard may turn down before the trial itself is recorded as refused
-HANDICAP = 0.95  # the best of several noisy capacities is too high: who fails at it need not be worse
+HANDICAP = 0.9  # the best of several noisy capacities is too high: who fails at it need not be worse
 ENVIRONMENT_ATTEMPTS = 3  # a port or a network hiccup is tried again; what persists is the user's to mend
 
 
@@ -120,7 +121,10 @@ def _asked(made: Proposal, answers: Answers) -> Proposal:
 
 def _next(study: Study, history: Sequence[Trial], pending: Pending, exploring: Pending, budget: int) -> Proposal | None:
     tried = explored(history)
-    if len(tried) + len(exploring) < budget and _time_left(study, tried):
+    left = budget - len(tried) - len(exploring)
+    if left > 1 and _time_left(study, tried) and (again := doubted(tried, [made for _, made in pending], study.goal)):
+        return again
+    if left > 0 and _time_left(study, tried):
         with suppress(Exhausted):
             return propose(study, with_guesses(tried, exploring, study.goal), len(history) + len(pending) + 1)
     if exploring:
@@ -171,7 +175,10 @@ def propose(study: Study, history: Sequence[Trial], number: int) -> Proposal:
 def _to_beat(study: Study, history: Sequence[Trial]) -> float | None:
     """Where configs are raced: a little below the rate that the best so far keeps."""
     incumbent = best(history, study.goal)
-    return HANDICAP * incumbent.capacity.low if study.race and incumbent and incumbent.capacity else None
+    if not study.race or incumbent is None:
+        return None
+    rates = [t.capacity.low for t in measurements(incumbent, history) if t.capacity is not None]
+    return HANDICAP * Goal.mean(rates) if rates else None
 
 
 def with_avoided(history: Sequence[Trial]) -> Iterator[Trial]:
