@@ -183,7 +183,7 @@ def command(
             with counted("simulating beforehand") as on_trial:
                 study = informed(study, spec, earlier_trials(spec, study, log.directory, on_trial))
         lanes = _lanes(spec, api_key, study, log.directory, parallel, ray_address, stack)
-        remembers = spec.engine not in ("sim", "endpoint")
+        remembers = study.engine.facts().crashes_last
         known = failures.recalled(study.engine.describe()) if remembers and not retry_failures else {}
         _open(log, spec, study, len(lanes), known)
         taken_down = failures.from_json(log.header().get("failures", []))  # what was known when the study began
