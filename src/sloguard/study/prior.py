@@ -72,10 +72,25 @@ def _read(name: str, space: Space) -> list[Trial]:
 @dataclass(frozen=True, slots=True)
 class _DrawnThenSought:
     problem: Problem
+    drawn: int
 
     def propose(self, history: Sequence[Trial], rng: np.random.Generator) -> Config:
-        way = RandomSearch(self.problem) if len(history) < DRAWN else Tpe(self.problem)
+        tried = len({trial.number for trial in history})  # what the guard turned down has that of a trial
+        way = RandomSearch(self.problem) if tried < self.drawn else Tpe(self.problem)
         return way.propose(history, rng)
+
+
+def rehearsal(study: Study) -> Study:
+    """`study`, whose engine is simulated, to be learnt from: the default, if it tries that, DRAWN configs all over the
+    space, and from then on, for about SOUGHT trials, what is good. It is asked coarsely, and measures nothing again.
+    Nothing is dropped, for that tells little, and a simulated trial costs nothing.
+    """
+    question, drawn = study.question, DRAWN + study.try_default
+    if isinstance(question, CapacitySearch):
+        question = replace(question, count=min(COUNT, question.count), tolerance=COARSE, leg_s=LEG_S)
+    problem = Problem(study.space, study.goal, drawn + SOUGHT, lambda config: study.repair(config).config)
+    optimizer = _DrawnThenSought(problem, drawn)
+    return replace(study, optimizer=optimizer, question=question, race=False, rechecks=0, budget_s=None)
 
 
 def simulated(spec: StudySpec, facts: Facts, directory: Path, on_trial: OnTrial) -> list[Trial]:
@@ -104,19 +119,10 @@ def _simulation(spec: StudySpec, facts: Facts) -> Study:
         engine_python=None,
         engine_args={name: value for name, value in spec.engine_args.items() if name in KNOBS},
         optimizer="random",
-        budget=DRAWN + SOUGHT,
-        budget_s=None,
         priors=(),
-        race=False,  # what is dropped tells little, and a simulated trial costs nothing
-        rechecks=0,
     )
     try:
-        study = build_study(asked)
+        return rehearsal(build_study(asked))
     except SpecError as error:
         why = f"this can't be simulated: {error.field} = {error.value!r}: {error.problem}"
         raise SpecError("--prior", SIMULATION, why, "Drop it.") from error
-    question = study.question
-    if isinstance(question, CapacitySearch):
-        question = replace(question, count=min(COUNT, question.count), tolerance=COARSE, leg_s=LEG_S)
-    problem = Problem(study.space, study.goal, DRAWN + SOUGHT, lambda config: study.repair(config).config)
-    return replace(study, question=question, optimizer=_DrawnThenSought(problem))
