@@ -174,14 +174,19 @@ def command(
     if prior is None and spec.engine != "sim" and can_simulate(spec, study.engine.facts()):
         spec = replace(spec, priors=(SIMULATION,))
     started_s = time.monotonic()
+    at_a_time = parallel if parallel > 1 or ray_address is not None else 0
     with log.writer(), ExitStack() as stack:
+        begun = log.exists() and bool(log.trials())
+        if begun:
+            _check_same(log, spec, study, at_a_time)
         if spec.priors:
             with counted("simulating beforehand") as on_trial:
                 study = informed(study, spec, earlier_trials(spec, study, log.directory, on_trial))
         lanes = lanes_of(spec, api_key, study, log.directory, parallel, ray_address, stack)
         remembers = study.engine.facts().crashes_last
         known = failures.recalled(study.engine.describe()) if remembers and not retry_failures else {}
-        _open(log, spec, study, len(lanes), known)
+        if not begun:
+            _begin(log, spec, study, at_a_time, known)
         taken_down = failures.from_json(log.header().get("failures", []))  # what was known when the study began
         study = replace(study, guard=failures.guarded(study.guard, taken_down))
         try:
@@ -240,20 +245,21 @@ def _check_target(log: StudyLog, resume: bool) -> None:
         raise SpecError("--out", str(log.directory), "already holds a study", fix)
 
 
-def _open(log: StudyLog, spec: StudySpec, study: Study, lanes: int, known: failures.Failures) -> None:
-    """Writes the header of a new study; holds an old one's against `spec`. Raises SpecError where they differ.
-
-    A header without a trial is what a start that failed at once left: there is nothing in it to go on with.
+def _begin(log: StudyLog, spec: StudySpec, study: Study, lanes: int, known: failures.Failures) -> None:
+    """Writes the header. One without a trial is what a start that failed at once left: there is nothing in it to go on
+    with.
     """
-    if not log.exists() or not log.trials():
-        log.clear()
-        header = {"spec": spec.to_json(), "spec_digest": spec.digest, "sloguard": __version__}
-        if lanes:
-            header["lanes"] = lanes
-        if known:
-            header["failures"] = failures.to_json(known)
-        log.append_header({**header, "engine": study.engine.describe()})
-        return
+    log.clear()
+    header = {"spec": spec.to_json(), "spec_digest": spec.digest, "sloguard": __version__}
+    if lanes:
+        header["lanes"] = lanes
+    if known:
+        header["failures"] = failures.to_json(known)
+    log.append_header({**header, "engine": study.engine.describe()})
+
+
+def _check_same(log: StudyLog, spec: StudySpec, study: Study, lanes: int) -> None:
+    """Raises SpecError where the study on disk is another than `spec`'s."""
     header = log.header()
     recorded, engine = header["spec"], header["engine"]
     fix = "Resume with the same options, or start a new study in another directory."

@@ -53,7 +53,7 @@ def earlier_trials(spec: StudySpec, study: Study, directory: Path, on_trial: OnT
 def can_simulate(spec: StudySpec, facts: Facts) -> bool:
     """Whether what runs there, its GPU, its model and the knobs are such that a simulation can be had."""
     try:
-        _simulation(spec, facts)
+        _simulation(_asked_of_simulation(spec, facts))
     except SpecError:
         return False
     return True
@@ -94,25 +94,27 @@ def rehearsal(study: Study) -> Study:
 
 
 def simulated(spec: StudySpec, facts: Facts, directory: Path, on_trial: OnTrial) -> list[Trial]:
-    """The trials of a simulated study of what `spec` asks on such an engine; those that `directory` holds are not made
-    again.
+    """The trials of a simulated study of what `spec` asks on such an engine; those of it that `directory` holds are not
+    made again.
 
     Raises SpecError, LogError.
     """
     log, budget = StudyLog(directory), DRAWN + SOUGHT
-    simulation = _simulation(spec, facts)
+    asked = _asked_of_simulation(spec, facts)
+    simulation = _simulation(asked)
     with log.writer():
-        if not log.exists():
-            log.append_header({"spec": spec.to_json(), "engine": simulation.engine.describe()})
+        if not log.exists() or asked.differs_from(log.header()["spec"]):  # of a start that ended before its first trial
+            log.clear()
+            log.append_header({"spec": asked.to_json(), "engine": simulation.engine.describe()})
         for trial in run_study(simulation, log, budget):
             on_trial(trial.number, budget)
         return log.trials()
 
 
-def _simulation(spec: StudySpec, facts: Facts) -> Study:
+def _asked_of_simulation(spec: StudySpec, facts: Facts) -> StudySpec:
     if facts.gpu is None:
         raise SpecError("--prior", SIMULATION, "there is no GPU that could be simulated", "Drop it.")
-    asked = replace(
+    return replace(
         spec,
         engine="sim",
         gpu=facts.gpu.name,
@@ -121,6 +123,9 @@ def _simulation(spec: StudySpec, facts: Facts) -> Study:
         optimizer="random",
         priors=(),
     )
+
+
+def _simulation(asked: StudySpec) -> Study:
     try:
         return rehearsal(build_study(asked))
     except SpecError as error:
