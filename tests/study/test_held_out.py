@@ -70,6 +70,6 @@ def test_what_is_drawn_is_drawn_anew_and_needs_no_word() -> None:
 
 def test_requests_too_long_for_the_engine_are_said_at_once_wherever_they_lie(trace: StudySpec) -> None:
     """Row 119 is offered in the last round only."""
-    with pytest.raises(SpecError, match="1 of 120 requests are longer than the 238 tokens"):
+    with pytest.raises(SpecError, match="1 of 40 requests are longer than the 238 tokens"):
         build_study(replace(trace, engine_args={"max_model_len": 238}))
     build_study(replace(trace, engine_args={"max_model_len": 238}, rechecks=0))

@@ -50,7 +50,8 @@ def build_study(spec: StudySpec, api_key: str | None = None) -> Study:
     space = _space(spec, facts, policy)
     engine.check_space(space)
     _check_fits(spec, facts, space)
-    _check_lengths(spec, facts, [request for turn in range(1 + spec.rechecks) for request in _of_turn(spec, turn)])
+    for turn in range(1 + spec.rechecks):
+        _check_lengths(spec, facts, _of_turn(spec, turn))
     context = _repair_context(spec, facts, requests)
 
     def repaired(config: Config) -> Repaired:
