@@ -14,6 +14,7 @@ from paths import REPO
 sys.path.insert(0, str(REPO / "benchmarks" / "tuning"))
 
 import loop
+import prior
 import tasks
 from records import Run
 from stats import at_times, consistency, fast_below_gap, holm
@@ -21,6 +22,7 @@ from truth import Truth, Worlds, fingerprint
 from world import Hidden, World, true_time
 
 from sloguard.sim.settings import read_settings
+from sloguard.study import prior as study_prior
 from sloguard.trial import Config
 
 BURSTY = tasks.TASKS["3090-4b-bursty"]
@@ -48,6 +50,18 @@ def test_a_study_is_made_once_and_again_when_its_task_changed(tmp_path):
     assert loop.run_one(tmp_path, BURSTY, "random+default", 1).stat().st_mtime_ns == at_ns
     changed = replace(BURSTY, others_gib=20.0)
     assert loop.run_one(tmp_path, changed, "random+default", 1).read_text() != written
+
+
+def test_a_task_is_rehearsed_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(study_prior, "DRAWN", 3)
+    monkeypatch.setattr(study_prior, "SOUGHT", 2)
+    monkeypatch.setattr(prior, "TRIALS", 6)
+    trials = prior.earlier_of(tmp_path, BURSTY).trials
+    assert [trial.number for trial in trials] == [1, 2, 3, 4, 5, 6]
+    assert [trial.proposed for trial in trials].count(Config()) == 1
+    assert not any(trial.recheck or (trial.capacity and trial.capacity.dropped) for trial in trials)
+    monkeypatch.setattr(prior, "TRIALS", 0)
+    assert prior.earlier_of(tmp_path, BURSTY).trials == trials
 
 
 def test_truths_are_kept_by_world(tmp_path):

@@ -50,6 +50,21 @@ def test_what_may_go_well_another_time_is_not_kept(outcome: Outcome) -> None:
     assert recalled(HERE) == {}
 
 
+@pytest.mark.parametrize(
+    "failed",
+    [replace(trial(Crashed(OOM)), proposed=Config()), replace(trial(Crashed(OOM)), recheck=1)],
+    ids=["the default, of which nothing was asked", "measured again, so it did start once"],
+)
+def test_what_says_nothing_of_its_config_is_not_kept(failed: Trial) -> None:
+    remember(HERE, failed)
+    assert recalled(HERE) == {}
+
+
+def test_what_ran_is_kept_and_not_what_was_proposed() -> None:
+    remember(HERE, replace(trial(Crashed(OOM)), proposed=CONFIG.replace(max_num_seqs=4096)))
+    assert list(recalled(HERE)) == [CONFIG]
+
+
 def test_the_guard_turns_down_what_is_known_and_asks_on_about_the_rest() -> None:
     remember(HERE, trial(Crashed(OOM)))
     known = from_json(to_json(recalled(HERE)))

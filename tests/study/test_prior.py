@@ -10,11 +10,16 @@ import pytest
 
 from sloguard.engine.base import Facts
 from sloguard.errors import SpecError
+from sloguard.rng import stream
+from sloguard.space.knobs import Categorical
+from sloguard.space.layout import LAYOUT
+from sloguard.space.space import Space
 from sloguard.study import prior
-from sloguard.study.build import build_study
+from sloguard.study.build import build_study, informed
 from sloguard.study.log import StudyLog
 from sloguard.study.prior import can_simulate, earlier_trials, simulated
 from sloguard.study.spec import StudySpec
+from sloguard.trial import Config
 
 SPEC = StudySpec(
     "sim",
@@ -55,6 +60,29 @@ def test_a_simulation_that_was_cut_off_is_finished_as_it_was_begun(tmp_path: Pat
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "study.jsonl").write_bytes(b"".join(lines[:5]) + lines[5][:9])
     assert simulated(SPEC, FACTS, tmp_path / "cut", lambda done, of: None) == whole
+
+
+def test_a_simulation_of_another_task_is_made_anew(tmp_path: Path) -> None:
+    """As after a start that was interrupted while it simulated."""
+    for spec in (SPEC, replace(SPEC, gpus=2), replace(SPEC, gpus=2, budget=9)):
+        trials = simulated(spec, FACTS, tmp_path, lambda done, of: None)
+        assert all(("layout" in trial.config) == (spec.gpus == 2) for trial in trials)
+        assert len(trials) == 12
+
+
+def test_several_gpus_are_laid_out_as_by_the_engine_as_far_as_can_be_simulated(tmp_path: Path) -> None:
+    """Pipelines can't be, and are in the space of the study all the same."""
+    spec = replace(SPEC, gpus=2, priors=("sim",))
+    study = build_study(spec)
+    real = study.space.without({LAYOUT: None})
+    study = replace(study, space=Space((*real.knobs, Categorical(LAYOUT, ("tp2", "pp2", "dp2")))))
+    earlier = earlier_trials(spec, study, tmp_path, lambda done, of: None)
+    (trials,) = [list(one.trials) for one in earlier]
+    assert (trials[0].proposed, trials[0].config[LAYOUT]) == (Config(), "tp2"), "the default is the engine's own"
+    assert {trial.config[LAYOUT] for trial in trials} == {"tp2", "dp2"}
+    told = informed(study, spec, earlier)
+    assert told.space.contains(told.optimizer.propose(trials[:1], stream(1, "propose")))
+    assert told.space.contains(trials[0].config.replace(layout="pp2"))
 
 
 def test_what_can_not_be_simulated_is_said(tmp_path: Path) -> None:

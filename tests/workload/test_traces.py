@@ -92,6 +92,17 @@ def test_what_spreadsheets_do_to_a_csv_is_read_through(write, text):
     assert read_trace(write(text)).rows == read_trace(write(OURS)).rows
 
 
+@pytest.mark.parametrize(
+    ("share", "order", "times_s"),
+    [(0.0, [1, 2, 3, 4], [2.0, 3.0, 3.0, 9.0]), (0.5, [3, 4, 1, 2], [0.0, 6.0, 8.0, 9.0])],
+)
+def test_a_trace_is_played_in_a_loop_from_anywhere(write, share, order, times_s):
+    rows = "".join(f"{at_s},{prompt},5\n" for at_s, prompt in ((2, 1), (3, 2), (3, 3), (9, 4)))
+    begun = read_trace(write("arrival_s,input_tokens,output_tokens\n" + rows)).begun_at(share)
+    assert [row.input_tokens for row in begun.rows] == order
+    assert begun.arrival_s().tolist() == times_s
+
+
 def test_a_limit_stops_reading_a_timed_trace_there(write):
     assert len(read_trace(write(OURS + "nonsense\n"), limit=3).rows) == 3
     assert len(read_trace(write("input_tokens,output_tokens\n1,1\n2,2\n"), limit=1).rows) == 2

@@ -157,7 +157,8 @@ class Facts:
     `offered` are the flags that the installed vLLM's own command line has; `gpu` is None on a CPU build. An engine that
     is not `tunable` (a server that somebody else runs) has an empty space. `layouts` are the ways to use the GPUs that
     it was given, first that of its default; empty where it was given no number of them. One that `answers` can be held
-    to what it answers.
+    to what it answers. What did not start on one whose `crashes_last` is not started by a later study either, as far as
+    `describe` says the same; not so where starts fail by chance, or cost nothing.
     """
 
     device: Literal["cuda", "cpu"] = "cuda"
@@ -168,6 +169,7 @@ class Facts:
     model: ModelShape | None = None
     layouts: tuple[str, ...] = ()
     answers: bool = False
+    crashes_last: bool = True
 
 
 def _toml(value: Value) -> str:

@@ -71,7 +71,8 @@ class EndpointEngine:
     def facts(self) -> Facts:
         """Of the machine behind it nothing is known but the version, where the server says it is vLLM's."""
         numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", self._version)
-        return Facts(tunable=False, version=(int(numbers[1]), int(numbers[2]), int(numbers[3])) if numbers else None)
+        version = (int(numbers[1]), int(numbers[2]), int(numbers[3])) if numbers else None
+        return Facts(tunable=False, version=version, crashes_last=False)
 
     def check_space(self, space: Space) -> None:
         """Raises SpecError for any knob: a running server has none."""

@@ -131,7 +131,14 @@ class SimulatedEngine:
         return serve_command(argv, self.model.name, {**split, **self._fixed}, config, self.policy)
 
     def facts(self) -> Facts:
-        return Facts(version=VLLM_VERSION, offered=FLAGS, gpu=self.gpu, model=self.model, layouts=self._layouts)
+        return Facts(
+            version=VLLM_VERSION,
+            offered=FLAGS,
+            gpu=self.gpu,
+            model=self.model,
+            layouts=self._layouts,
+            crashes_last=False,
+        )
 
     def describe(self) -> dict[str, str]:
         return {

@@ -172,6 +172,11 @@ def arrivals_seed(seed: int, turn: int) -> int:
     return seed + turn * HELD_OUT
 
 
+def turn_of(arrivals: int, seed: int) -> int:
+    """The turn whose `arrivals_seed` that is."""
+    return (arrivals - seed) // HELD_OUT
+
+
 def target_of(contract: Contract) -> float:
     """The share of requests that the contract wants kept, of population limits by their quantile."""
     shares = [limit.quantile / 100 for limit in contract.limits]

@@ -24,13 +24,13 @@ from sloguard.space.policies import PREFIX, policy_knobs
 from sloguard.space.repair import RepairContext, Repaired, refusal, repair
 from sloguard.space.space import Space
 from sloguard.space.vllm import space_for
-from sloguard.study.asking import CapacitySearch, FixedLoad, Question
+from sloguard.study.asking import CapacitySearch, FixedLoad, Question, arrivals_seed, turn_of
 from sloguard.study.choice import read_choice
 from sloguard.study.runner import Study
 from sloguard.study.spec import StudySpec
 from sloguard.trial import Config
 from sloguard.workload.arrivals import Scaling
-from sloguard.workload.scenarios import WORKLOADS, build_requests
+from sloguard.workload.scenarios import WORKLOADS, build_requests, recorded
 
 # Where one of these is tuned, what a GPU holds of the weights differs from config to config.
 WEIGHT_KNOBS = {"quantization", "tensor_parallel_size", "pipeline_parallel_size", "cpu_offload_gb"}
@@ -43,14 +43,15 @@ def build_study(spec: StudySpec, api_key: str | None = None) -> Study:
     """Builds engine, space, guard and optimizer; starts no engine. Raises SpecError or MissingExtra."""
     policy = engine_policy(spec)
     _check_layout(spec, "--engine-arg", spec.engine_args)
-    requests = _requests(spec, spec.request_rate, spec.num_requests, spec.seed)
+    requests = _of_turn(spec, 0)
     load(OPTIMIZERS, spec.optimizer, "--optimizer", "propose")  # a wrong name is said before anything slow
     engine: Engine = load(ENGINES, spec.engine, "--engine", "from_setup").from_setup(_setup(spec, api_key, policy))
     facts = engine.facts()
     space = _space(spec, facts, policy)
     engine.check_space(space)
     _check_fits(spec, facts, space)
-    _check_lengths(spec, facts, requests)
+    for turn in range(1 + spec.rechecks):
+        _check_lengths(spec, facts, _of_turn(spec, turn))
     context = _repair_context(spec, facts, requests)
 
     def repaired(config: Config) -> Repaired:
@@ -70,6 +71,7 @@ def build_study(spec: StudySpec, api_key: str | None = None) -> Study:
         rechecks=spec.rechecks,
         budget_s=spec.budget_s,
         quality=spec.quality if spec.allow_lossy and facts.answers else None,
+        recheck_note=_seen_before(spec, len(requests)),
     )
 
 
@@ -88,9 +90,29 @@ def _optimizer(
 
 def _requests(spec: StudySpec, rate: float | None, count: int | None, seed: int) -> list[Request]:
     """With what the study promises each; those of a trace that says so itself keep their own."""
-    scaling = _scaling(spec.trace_scaling)
-    requests = build_requests(spec.workload, rate=rate, num_requests=count, seed=seed, scaling=scaling)
+    requests = build_requests(
+        spec.workload,
+        rate=rate,
+        num_requests=count,
+        seed=seed,
+        scaling=_scaling(spec.trace_scaling),
+        begin=turn_of(seed, spec.seed) / (1 + spec.rechecks),  # of a trace, each turn has a part of its own
+    )
     return _promised(requests, spec.own_slo if spec.policy is None else spec.promise)
+
+
+def _of_turn(spec: StudySpec, turn: int) -> list[Request]:
+    return _requests(spec, spec.request_rate, spec.num_requests, arrivals_seed(spec.seed, turn))
+
+
+def _seen_before(spec: StudySpec, count: int) -> str | None:
+    """What is to be said where a trace is too short for every turn to have `count` requests of its own."""
+    there = recorded(spec.workload)
+    if there is None or spec.trace_scaling == Scaling.THIN or count * (1 + spec.rechecks) <= there:
+        return None
+    most = there // (1 + spec.rechecks)
+    how = f"--num-requests {most} would hold out the rest" if most else "it is too short to hold out any"
+    return f"measured again on requests of which the search had seen some or all: the trace has {there}; {how}"
 
 
 def _question(spec: StudySpec, requests: Sequence[Request]) -> Question:

@@ -35,13 +35,19 @@ def recalled(engine: Mapping[str, str]) -> dict[Config, str]:
 
 
 def remember(engine: Mapping[str, str], trial: Trial) -> None:
-    """Keeps what came of `trial`, if it is a failure that will come again."""
+    """Keeps what came of `trial`, if it is a failure that will come again.
+
+    Not kept: the default's, for every study begins with it, and what is recorded as its config was not asked of the
+    engine; and that of a config measured again, which did start before.
+    """
     crash = trial.outcome.crash if isinstance(trial.outcome, Crashed) else None
     if crash is None or crash.environment or crash.phase != "startup" or crash.category == "timeout":
         return
+    if not trial.proposed or trial.recheck is not None:
+        return
     directory = _directory(engine)
     directory.mkdir(parents=True, exist_ok=True)
-    config = dict(trial.config if trial.proposed else trial.proposed)
+    config = dict(trial.config)
     record = {"config": config, "reason": f"{crash.category}/{crash.cause}: {crash.line}", "engine": dict(engine)}
     path = directory / f"{_digest(config)}.json"
     unfinished = path.with_suffix(".tmp")

@@ -53,7 +53,7 @@ def earlier_trials(spec: StudySpec, study: Study, directory: Path, on_trial: OnT
 def can_simulate(spec: StudySpec, facts: Facts) -> bool:
     """Whether what runs there, its GPU, its model and the knobs are such that a simulation can be had."""
     try:
-        _simulation(spec, facts)
+        _simulation(_asked_of_simulation(spec, facts))
     except SpecError:
         return False
     return True
@@ -72,53 +72,64 @@ def _read(name: str, space: Space) -> list[Trial]:
 @dataclass(frozen=True, slots=True)
 class _DrawnThenSought:
     problem: Problem
+    drawn: int
 
     def propose(self, history: Sequence[Trial], rng: np.random.Generator) -> Config:
-        way = RandomSearch(self.problem) if len(history) < DRAWN else Tpe(self.problem)
+        tried = len({trial.number for trial in history})  # what the guard turned down has that of a trial
+        way = RandomSearch(self.problem) if tried < self.drawn else Tpe(self.problem)
         return way.propose(history, rng)
 
 
+def rehearsal(study: Study) -> Study:
+    """`study`, whose engine is simulated, to be learnt from: the default, if it tries that, DRAWN configs all over the
+    space, and from then on, for about SOUGHT trials, what is good. It is asked coarsely, and measures nothing again.
+    Nothing is dropped, for that tells little, and a simulated trial costs nothing.
+    """
+    question, drawn = study.question, DRAWN + study.try_default
+    if isinstance(question, CapacitySearch):
+        question = replace(
+            question, count=min(COUNT, question.count), tolerance=COARSE, leg_s=LEG_S, turnovers=TURNOVERS
+        )
+    problem = Problem(study.space, study.goal, drawn + SOUGHT, lambda config: study.repair(config).config)
+    optimizer = _DrawnThenSought(problem, drawn)
+    return replace(study, optimizer=optimizer, question=question, race=False, rechecks=0, budget_s=None)
+
+
 def simulated(spec: StudySpec, facts: Facts, directory: Path, on_trial: OnTrial) -> list[Trial]:
-    """The trials of a simulated study of what `spec` asks on such an engine; those that `directory` holds are not made
-    again.
+    """The trials of a simulated study of what `spec` asks on such an engine; those of it that `directory` holds are not
+    made again.
 
     Raises SpecError, LogError.
     """
     log, budget = StudyLog(directory), DRAWN + SOUGHT
-    simulation = _simulation(spec, facts)
+    asked = _asked_of_simulation(spec, facts)
+    simulation = _simulation(asked)
     with log.writer():
-        if not log.exists():
-            log.append_header({"spec": spec.to_json(), "engine": simulation.engine.describe()})
+        if not log.exists() or asked.differs_from(log.header()["spec"]):  # of a start that ended before its first trial
+            log.clear()
+            log.append_header({"spec": asked.to_json(), "engine": simulation.engine.describe()})
         for trial in run_study(simulation, log, budget):
             on_trial(trial.number, budget)
         return log.trials()
 
 
-def _simulation(spec: StudySpec, facts: Facts) -> Study:
+def _asked_of_simulation(spec: StudySpec, facts: Facts) -> StudySpec:
     if facts.gpu is None:
         raise SpecError("--prior", SIMULATION, "there is no GPU that could be simulated", "Drop it.")
-    asked = replace(
+    return replace(
         spec,
         engine="sim",
         gpu=facts.gpu.name,
         engine_python=None,
         engine_args={name: value for name, value in spec.engine_args.items() if name in KNOBS},
         optimizer="random",
-        budget=DRAWN + SOUGHT,
-        budget_s=None,
         priors=(),
-        race=False,  # what is dropped tells little, and a simulated trial costs nothing
-        rechecks=0,
     )
+
+
+def _simulation(asked: StudySpec) -> Study:
     try:
-        study = build_study(asked)
+        return rehearsal(build_study(asked))
     except SpecError as error:
         why = f"this can't be simulated: {error.field} = {error.value!r}: {error.problem}"
         raise SpecError("--prior", SIMULATION, why, "Drop it.") from error
-    question = study.question
-    if isinstance(question, CapacitySearch):
-        question = replace(
-            question, count=min(COUNT, question.count), tolerance=COARSE, leg_s=LEG_S, turnovers=TURNOVERS
-        )
-    problem = Problem(study.space, study.goal, DRAWN + SOUGHT, lambda config: study.repair(config).config)
-    return replace(study, question=question, optimizer=_DrawnThenSought(problem))

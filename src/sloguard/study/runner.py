@@ -54,7 +54,8 @@ class Study:
     """The parts of one study. `guard` gives the reason a config can't start, or None. With `race` a config is dropped
     that can't beat the best so far. `rechecks` is how often each candidate for the best is measured again at the end.
     `budget_s` ends the search for candidates after so many seconds of trials. With `quality`, configs that may change
-    answers have to agree so far with what they would be (quality.py).
+    answers have to agree so far with what they would be (quality.py). `recheck_note` is what a reader of what was
+    measured again must know.
     """
 
     engine: Engine
@@ -70,6 +71,7 @@ class Study:
     rechecks: int = 0
     budget_s: float | None = None
     quality: float | None = None
+    recheck_note: str | None = None
     retry_wait_s: float = 5.0  # between attempts that the machine, not the config, made fail
 
 
@@ -217,6 +219,8 @@ def attempt(study: Study, proposal: Proposal, number: int, trial_dir: Path, on_p
                 continue
             return trial(Crashed(crash), cost_s)
         notes = run.notes
+        if proposal.recheck is not None and study.recheck_note is not None:
+            notes = (*notes, study.recheck_note)
         if reference:
             share = agreement(run.answers, reference)
             told = f"{', '.join(lossy(proposal.run))}: answers agree to {share:.1%} with those of the default"

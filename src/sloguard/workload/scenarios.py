@@ -109,13 +109,15 @@ def build_requests(
     classes: Sequence[SloClass] = (),
     arrivals: Process | None = None,
     scaling: Scaling = Scaling.STRETCH,
+    begin: float = 0.0,
 ) -> list[Request]:
     """The requests of a named workload, a trace or a file of lengths (`workload` is a name or a path), by arrival.
 
     `rate` in requests/s: None is the workload's own, or as recorded; inf is all at once. A trace is brought to a rate
     by `scaling`; THIN is refused where there is no recorded arrival or no rate. `num_requests`: None is the workload's
     own, or the whole trace. `arrivals` replaces the process of a workload that has no recorded one; `rate` still sets
-    its rate. Each request gets one of `classes` by their shares.
+    its rate. Each request gets one of `classes` by their shares. A trace is played from where the share `begin` of its
+    requests are over, in a loop: without a seed, that tells two loads of it apart.
 
     Raises SpecError naming the flag, or the file, line and field.
     """
@@ -128,18 +130,26 @@ def build_requests(
         count = named.num_requests if num_requests is None else num_requests
         rows = _drawn(_at_rate(arrivals or named.arrivals, rate), named.lengths, count, seed)
     else:
-        trace = _read(workload, None if scaling is Scaling.THIN else num_requests)
+        trace = _read(workload, None if scaling is Scaling.THIN or begin else num_requests)
         if classes and trace.has_slos:
             raise SpecError(
                 "--workload", workload, "its slo columns clash with the SLOs given", "Give SLOs in one place."
             )
         if trace.timed:
-            rows = _replayed(trace, rate, num_requests, seed, arrivals, scaling, "--request-rate")
+            rows = _replayed(trace.begun_at(begin), rate, num_requests, seed, arrivals, scaling, "--request-rate")
         else:
             if scaling is Scaling.THIN:
                 raise SpecError("--trace-scaling", str(scaling), f"{workload} has no arrival times", "Drop it.")
             rows = _resampled(trace, rate, num_requests, seed, arrivals, "--request-rate")
     return _requests(_promised(rows, classes, seed))
+
+
+def recorded(workload: str) -> int | None:
+    """How many requests a trace has; None for what is drawn, each time anew. Raises SpecError."""
+    if workload in WORKLOADS:
+        return None
+    trace = _read(workload, None)
+    return len(trace.rows) if trace.timed else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,19 @@ class Trace:
     def has_slos(self) -> bool:
         return any(row.slo != NO_SLO or row.slo_class != DEFAULT_CLASS for row in self.rows)
 
+    def begun_at(self, share: float) -> Trace:
+        """The recording played in a loop, from where `share` (0 to 1) of its requests are over; only of a timed trace.
+
+        The gap before the request that is now first is kept, and that from the start of the run to the first recorded.
+        """
+        at = int(share * len(self.rows))
+        if at == 0:
+            return self
+        recorded_s: list[float] = self.arrival_s().tolist()
+        looped_s = [*recorded_s[at:], *(at_s + recorded_s[-1] for at_s in recorded_s[:at])]
+        rows = zip((*self.rows[at:], *self.rows[:at]), looped_s, strict=True)
+        return Trace(self.path, tuple(row._replace(arrival_s=at_s - recorded_s[at - 1]) for row, at_s in rows))
+
     def arrival_s(self) -> NDArray[np.float64]:
         """[n] seconds; only of a timed trace."""
         return np.array([row.arrival_s for row in self.rows], dtype=np.float64)

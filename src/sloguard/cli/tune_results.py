@@ -1,0 +1,61 @@
+"""The files in which `sloguard tune` leaves what it found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from sloguard.engine.lend import scheduler_arguments
+from sloguard.plugins.options import Promise
+from sloguard.report.files import write_text_atomic
+from sloguard.space.flags import to_yaml
+from sloguard.space.layout import LAYOUT, Layout
+from sloguard.space.policies import of_policy
+from sloguard.study.build import engine_policy
+from sloguard.study.results import Results
+from sloguard.study.runner import Study
+from sloguard.study.spec import StudySpec
+from sloguard.trial import Value
+
+
+def serve_command_of(study: Study, results: Results) -> list[str]:
+    return study.engine.command_for(results.best.overrides) if results.best else []
+
+
+def write_results(out: Path, spec: StudySpec, study: Study, results: Results, wall_s: float) -> dict[str, object]:
+    summary = results.to_json(wall_s)
+    write_text_atomic(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    if results.best and serve_command_of(study, results):
+        config, options = of_policy(results.best.overrides)
+        fixed = {"model": _anywhere(spec.model), **_fixed(spec, study), **_scheduling(spec, options)}
+        write_text_atomic(out / "best.yaml", to_yaml(config, fixed))
+    else:
+        (out / "best.yaml").unlink(missing_ok=True)
+    return summary
+
+
+def _scheduling(spec: StudySpec, options: Mapping[str, Value]) -> dict[str, Value]:
+    """Arguments for a vLLM beside which sloguard is installed: the policy, and the study's promise to every request."""
+    policy = engine_policy(spec)
+    if policy is None:
+        return {}
+    return scheduler_arguments(
+        {
+            "policy": policy.name,
+            "policy_options": {**policy.options, **options},
+            "slo_classes": {"default": Promise.of(policy.promise).model_dump(exclude_none=True)},
+            "default_class": "default",
+        }
+    )
+
+
+def _anywhere(model: str) -> str:
+    """A model's path as it holds from any directory; a hub name as it stands."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
+
+
+def _fixed(spec: StudySpec, study: Study) -> dict[str, Value]:
+    laid_out = study.engine.facts().layouts
+    split = {LAYOUT: laid_out[0]} if laid_out else Layout(spec.tensor_parallel).sizes
+    return {**split, **spec.engine_args}
