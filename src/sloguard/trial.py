@@ -186,8 +186,8 @@ class Ask:
     """What a trial is asked beyond its config. `to_beat` is the rate [requests/s] that it has to keep at the least,
     `near` where to begin a search without one, `turn` which arrivals are offered: 0 those that every config meets, the
     others are held out for measuring again. `again` is how often the same was measured under these arrivals before, so
-    that a simulated engine has luck of its own each time. `reference` are the answers with which the engine's are to agree, empty
-    where its own are to be those; None where it isn't asked.
+    that a simulated engine has luck of its own each time. `reference` are the answers with which the engine's are to
+    agree, empty where its own are to be those; None where it isn't asked.
     """
 
     to_beat: float | None = None

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from optim import planted
 from paths import REPO
 
 sys.path.insert(0, str(REPO / "benchmarks" / "tuning"))
@@ -23,7 +24,7 @@ from world import Hidden, World, true_time
 
 from sloguard.sim.settings import read_settings
 from sloguard.study import prior as study_prior
-from sloguard.trial import Config
+from sloguard.trial import Capacity, Config, Leg, Measured, Trial
 
 BURSTY = tasks.TASKS["3090-4b-bursty"]
 
@@ -69,6 +70,12 @@ def test_truths_are_kept_by_world(tmp_path):
     assert Worlds(tmp_path).truth(BURSTY, Config()) == Truth(2.0, 0.5)
     assert fingerprint(BURSTY) != fingerprint(replace(BURSTY, ttft_ms=900))
     assert not Worlds(tmp_path).known(replace(BURSTY, ttft_ms=900))
+
+
+def capacity_of(rate: float) -> Measured:
+    kept, lost = Leg(rate, True, 20, 20, True, -1.0), Leg(1.05 * rate + 0.1, False, 10, 20, True, 1.0)
+    legs = (kept, lost) if rate else (lost,)
+    return replace(planted.measured(1.0, 0.3 if rate else 9.0), capacity=Capacity(legs, 0.05))
 
 
 def test_the_incumbent_is_the_best_by_all_that_was_measured_of_it():

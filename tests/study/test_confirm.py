@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from optim.planted import OOM, measured
-from sloguard.optim.base import Goal
-from sloguard.study.confirm import candidates, chosen, confirmed, gain_interval, next_recheck
+from sloguard.optim.base import Goal, best
+from sloguard.study.confirm import DOUBT, candidates, chosen, confirmed, doubted, gain_interval, next_recheck
 from sloguard.study.results import Results
-from sloguard.trial import Config, Crashed, Outcome, Trial
+from sloguard.trial import Capacity, Config, Crashed, Leg, Outcome, Trial
 
 GOAL = Goal("goodput")
 
@@ -31,6 +33,38 @@ def again(history: list[Trial], scores: dict[int, list[float]], rounds: int = 3)
         score = scores[made.recheck][turn - 1]
         done.append(trial(len(done) + 1, score, original.config, made.recheck))
     return done
+
+
+CAPACITY = Goal("capacity")
+
+
+def raced(number: int, rate: float, *, seqs: int | None = None, lost: bool = False) -> Trial:
+    """One that kept `rate`, or lost the race there."""
+    config = Config({"seqs": number if seqs is None else seqs})
+    legs = (Leg(rate, not lost, 20, 20, True, 1.0 if lost else -1.0),)
+    capacity = Capacity(legs, 0.05, to_beat=rate if lost else None)
+    return Trial(number, config, config, replace(measured(1.0, 0.3), capacity=capacity), 10.0)
+
+
+def test_a_best_that_none_comes_near_is_measured_once_more() -> None:
+    history = [raced(1, 2.0), raced(2, 4.0), *(raced(3 + i, 3.6, lost=True) for i in range(DOUBT))]
+    assert doubted(history[:-1], [], CAPACITY) is None
+    made = doubted(history, [], CAPACITY)
+    assert made is not None
+    assert made.run == history[1].config
+    assert (made.ask.turn, made.ask.again, made.ask.to_beat, made.recheck) == (0, 1, None, None)
+    assert doubted(history, [made], CAPACITY) is None, "it is being measured"
+    again = [*history, raced(6, 3.8, seqs=2), *(raced(7 + i, 3.6, lost=True) for i in range(DOUBT))]
+    assert doubted(again, [], CAPACITY) is None, "twice is enough"
+
+
+def test_what_was_lucky_counts_by_its_mean() -> None:
+    history = [raced(1, 2.5), raced(2, 4.0), raced(3, 1.0, seqs=2)]
+    assert best(history[:2], CAPACITY) is history[1]
+    assert best(history, CAPACITY) is history[0], "4 and 1 make 2"
+    failed = Trial(3, history[1].proposed, history[1].config, Crashed(OOM), 1.0)
+    assert best([*history[:2], failed], CAPACITY) is history[0], "what fails the second time is not to be deployed"
+    assert [t.number for t in candidates(history, CAPACITY)] == [1, 2]
 
 
 def test_the_two_best_and_the_default_are_measured_again_round_by_round() -> None:
