@@ -56,6 +56,7 @@ WRONG = (
     Wrong("a negative rate", f"{TUNE} --request-rate -3", ("--request-rate", "-3")),
     Wrong("a rate that is no number", f"{TUNE} --request-rate nan", ("--request-rate", "nan")),
     Wrong("no requests", f"{TUNE} --num-requests 0", ("--num-requests", "0")),
+    Wrong("a load without time", f"{TUNE} --load-seconds 0", ("--load-seconds", "0")),
     Wrong("no way to scale a trace", f"{TUNE} --trace-scaling warp", ("--trace-scaling", "'warp'", "stretch")),
     Wrong("an engine argument without a value", f"{TUNE} --engine-arg max_num_seqs", ("--engine-arg", "K=V")),
     Wrong("an engine argument twice", f"{TUNE} --engine-arg a=1 --engine-arg a=2", ("--engine-arg", "twice")),

@@ -28,7 +28,7 @@ from sloguard.study.parallel import run_parallel
 from sloguard.study.prior import NONE, SIMULATION, can_simulate, earlier_trials
 from sloguard.study.results import Results
 from sloguard.study.runner import Study, run_study
-from sloguard.study.spec import ATTAINMENT, StudySpec, digest_of
+from sloguard.study.spec import ATTAINMENT, LOAD_S, StudySpec, digest_of
 
 EXIT_INFEASIBLE = 3
 RESULT_FILES = ("study.jsonl", "summary.json", "best.yaml", "trials")
@@ -39,6 +39,7 @@ FLAGS = {
     "try_default": "--default",
     "rechecks": "--confirm",
     "budget_s": "--budget-minutes (in seconds)",
+    "load_s": "--load-seconds",
     "priors": "--prior",
 }
 
@@ -70,6 +71,9 @@ def command(
         float | None, _offer(help="Requests/s offered, or where the search begins; the workload's own if absent.")
     ] = None,
     num_requests: Annotated[int | None, _offer(help="Requests of a load; the workload's own if absent.")] = None,
+    load_seconds: Annotated[
+        float, _offer(help="A load of the search for a capacity lasts so long at the least.")
+    ] = LOAD_S,
     trace_scaling: Annotated[str, _offer(help="How a trace is brought to the rate: stretch | thin.")] = "stretch",
     engine: Annotated[str, _place(help="vllm | sim | endpoint, or your own as package.module:Class.")] = "vllm",
     gpu: Annotated[str | None, _place(help="GPU, e.g. A100-40GB. Needed by sim; detected for vllm.")] = None,
@@ -144,6 +148,7 @@ def command(
         workload=workload,
         request_rate=request_rate,
         num_requests=num_requests,
+        load_s=load_seconds,
         gpu=gpu,
         tensor_parallel=tensor_parallel or 1,
         gpus=gpus,

@@ -26,11 +26,11 @@ from sloguard.metrics import Summary, summarise
 from sloguard.request import End, Request, Stage, Timeline
 from sloguard.sim.capacity import GROWTH, MOST_GROWTHS, Bracket, drained, narrow, widen
 from sloguard.slo import Judgement
+from sloguard.study.spec import LOAD_S
 from sloguard.trial import Ask, Capacity, Leg
 
 TOLERANCE = 0.05  # of a capacity: finer is below the noise of a run
-LEG_S = 30.0  # a load lasts so long at the least: a queue needs time to build up,
-TURNOVERS = 2.0  # and so many times what is promised to a request: only then are as many under way as there will be
+TURNOVERS = 2.0  # a load outlasts so many promised answers: only then are as many under way as there will be
 MOST_LEG = 8  # times the requests that were asked for
 STRIDE = 1.1  # from a rate that is about right; the stride is squared each time
 MOST_SHRINKS = 8  # below, no user would call it serving
@@ -76,7 +76,7 @@ class CapacitySearch:
     near: float
     count: int
     tolerance: float = TOLERANCE
-    leg_s: float = LEG_S
+    leg_s: float = LOAD_S
     turnovers: float = TURNOVERS
 
     def plan(self, ask: Ask) -> LoadPlan:
@@ -147,7 +147,7 @@ def _below(rate: float) -> Generator[float, bool, Bracket]:
     return Bracket(0.0, rate)
 
 
-def leg_requests(rate: float, count: int, leg_s: float = LEG_S) -> int:
+def leg_requests(rate: float, count: int, leg_s: float = LOAD_S) -> int:
     return min(max(count, ceil(rate * leg_s)), MOST_LEG * count)
 
 

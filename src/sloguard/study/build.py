@@ -128,7 +128,8 @@ def _question(spec: StudySpec, requests: Sequence[Request]) -> Question:
     def at_rate(rate: float, count: int, seed: int) -> list[Request]:
         return _requests(spec, rate, count if most is None else min(count, most), seed)
 
-    return CapacitySearch(at_rate, spec.contract, spec.seed, _near(spec, requests), len(requests))
+    near = _near(spec, requests)
+    return CapacitySearch(at_rate, spec.contract, spec.seed, near, len(requests), leg_s=spec.load_s)
 
 
 def _near(spec: StudySpec, requests: Sequence[Request]) -> float:

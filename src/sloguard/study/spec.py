@@ -17,6 +17,7 @@ from sloguard.trial import Value
 
 OBJECTIVES = ("capacity", "goodput", "latency")
 ATTAINMENT = 0.95  # of requests that keep their own SLOs, where nobody says otherwise
+LOAD_S = 30.0  # a load lasts so long at the least: a queue needs time to build up
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +25,10 @@ class StudySpec:
     """Everything that decides which trials a study makes. `slo_p99_s` maps a metric to its p99 limit in seconds,
     `slo_s` to what each request is promised, which the share `attainment` of them has to get. `inputs` maps the files
     that were read to the digest of what they held. `policy` is that of sloguard's scheduler inside the engine, None the
-    engine's own. `race`, `rechecks` and `budget_s` are as in `runner.Study`; `priors` name what is known beforehand:
-    "sim", or directories of studies. `gpus` are those of a trial, whose use is tuned; None where each is split over
-    `tensor_parallel`. With `allow_lossy` configs may change answers, which then have to agree with the default's to
-    `quality`.
+    engine's own. `load_s` is how long a load lasts at the least where a rate is searched for. `race`, `rechecks` and
+    `budget_s` are as in `runner.Study`; `priors` name what is known beforehand: "sim", or directories of studies.
+    `gpus` are those of a trial, whose use is tuned; None where each is split over `tensor_parallel`. With `allow_lossy`
+    configs may change answers, which then have to agree with the default's to `quality`.
 
     Equal specs give equal studies. A study can be resumed with a larger `budget`; the optimizers plan by it, so that is
     then not the study that the larger budget would have made from the start.
@@ -44,6 +45,7 @@ class StudySpec:
     workload: str = "interactive"
     request_rate: float | None = None
     num_requests: int | None = None
+    load_s: float = LOAD_S
     gpu: str | None = None
     tensor_parallel: int = 1
     gpus: int | None = None
@@ -81,6 +83,8 @@ class StudySpec:
             raise SpecError("--attainment", self.attainment, "not a share between 0 and 1", "Give e.g. 0.95.")
         if not 0 < self.quality <= 1:
             raise SpecError("--quality", self.quality, "not a share up to 1", "Give e.g. 0.9.")
+        if not 0 < self.load_s < float("inf"):
+            raise SpecError("--load-seconds", self.load_s, "not a positive time", "Give e.g. 30.")
         if self.rechecks < 0:
             raise SpecError("--confirm", self.rechecks, "not a number of rounds", "Give 0 or more.")
         if self.budget_s is not None and not 0 < self.budget_s < float("inf"):
