@@ -106,7 +106,7 @@ def test_a_config_that_was_dropped_lies_below_the_rate_it_failed_at_the_more_the
     lessons = values([known, near, far, lost], Goal("capacity"))
     assert np.log(10.0) < lessons[0].y < np.log(10.4)
     assert [lesson.y for lesson in lessons] == sorted((lesson.y for lesson in lessons), reverse=True)
-    assert [lesson.extra for lesson in lessons] == sorted(lesson.extra for lesson in lessons)
+    assert lessons[0].extra == 0 < min(lesson.extra for lesson in lessons[1:])
     assert np.isfinite(lessons[3].y)
 
 
@@ -127,7 +127,18 @@ def test_dropped_trials_steer_what_comes_next() -> None:
 def test_a_cost_is_told_on_the_log_scale_too_and_less_is_more() -> None:
     trials = [Trial(1, START, START, planted.measured(1.0, s), 60.0) for s in (0.1, 0.2)]
     quick, slow = values(trials, Goal("latency"))
-    assert quick.y - slow.y == pytest.approx(np.log(2.0))
+    assert quick.y == pytest.approx(-np.log(0.1), abs=0.01)
+    assert slow.y < quick.y
+
+
+def test_what_is_far_below_the_best_differs_little() -> None:
+    trials = [
+        Trial(n, START, START, planted.measured(goodput, 0.3), 60.0) for n, goodput in enumerate((100, 95, 10, 5))
+    ]
+    best, near, low, lowest = (lesson.y for lesson in values(trials, Goal("goodput")))
+    assert best == np.log(100)
+    assert best - near == pytest.approx(np.log(100 / 95), rel=0.05)
+    assert 0 < low - lowest < 0.1 * np.log(2)
 
 
 def test_starting_and_surviving_are_learnt_apart() -> None:

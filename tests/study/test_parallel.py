@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -80,15 +81,17 @@ def test_trials_come_as_they_end_on_the_lanes(study: Study, whole: Path):
     trials, lanes = log.trials(), {number: lane for number, (lane, _) in log.proposals().items()}
     assert sorted(trial.number for trial in trials) == list(range(1, len(trials) + 1))
     explored = [trial for trial in trials if trial.recheck is None]
-    assert len({trial.config for trial in explored}) == len(explored) == BUDGET
+    assert len(explored) == BUDGET
+    twice = [config for config, count in Counter(trial.config for trial in explored).items() if count > 1]
+    assert len(twice) <= 1, "none but a best that is doubted"
     assert len(trials) > BUDGET, "the best were measured again, on the lanes too"
     assert max(t.number for t in explored) < min(t.number for t in trials if t.recheck is not None)
     free_s, ends_s = [0.0] * LANES, list[float]()
-    for trial in trials:
+    for trial in explored:  # before the best are measured again a lane waits for the others
         free_s[lanes[trial.number]] += trial.cost_s
         ends_s.append(free_s[lanes[trial.number]])
     assert ends_s == sorted(ends_s)
-    assert max(ends_s) < 0.6 * sum(trial.cost_s for trial in trials)
+    assert max(ends_s) < 0.6 * sum(trial.cost_s for trial in explored)
 
 
 def test_cut_off_after_any_line_it_goes_on_to_the_same_study(study: Study, whole: Path, tmp_path: Path):
