@@ -6,7 +6,7 @@ Every study is `sloguard tune` as a user runs it, one after the other, since two
 are prompts of 50 to 1,000 tokens with answers of 8 to 64, drawn once; tools/make_demo_model.py makes the model. A study
 ends with its two best and the default measured again from fresh starts, under arrivals that no trial has seen: `held
 out` is what the recommended config keeps there, `default` what vLLM's own does. The same command goes on where it was
-stopped; --tables only prints what is on record. About ten minutes a study.
+stopped; --tables only prints what is on record.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ REQUESTS, TRACE_REQUESTS = 40, 400  # of a load; and of the trace, of which held
 PROMPT_TOKENS, OUTPUT_TOKENS = (50, 1000), (8, 64)
 PROMISES = ("--slo-ttft", "2000", "--slo-tpot", "60", "--attainment", "0.9")
 LOAD_S = 12.0
-PINNED = ("enforce_eager=true", "max_model_len=2048")  # compiling takes a minute a start and changes no ranking
+PINNED = ("enforce_eager=true", "max_model_len=2048")  # without compiling a start is short
 
 
 def main() -> int:

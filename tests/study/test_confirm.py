@@ -54,6 +54,11 @@ def test_a_best_that_none_comes_near_is_measured_once_more() -> None:
     assert made.run == history[1].config
     assert (made.ask.turn, made.ask.again, made.ask.to_beat, made.recheck) == (0, 1, None, None)
     assert doubted(history, [made], CAPACITY) is None, "it is being measured"
+    own = [replace(trial, proposed=Config()) if trial.number == 2 else trial for trial in history]
+    default = doubted(own, [], CAPACITY)
+    assert default is not None
+    assert default.run == Config()
+    assert doubted(own, [default], CAPACITY) is None, "nor is the default asked for twice"
     again = [*history, raced(6, 3.8, seqs=2), *(raced(7 + i, 3.6, lost=True) for i in range(DOUBT))]
     assert doubted(again, [], CAPACITY) is None, "twice is enough"
 

@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from sloguard.optim.base import place
+from sloguard.optim.gp import Array
 from sloguard.rng import stream
 from sloguard.space.space import Space
 from sloguard.trial import Config, Crashed, Measured, Trial
-
-Array = NDArray[np.float64]
 
 DRAWS, KEPT = 4000, 300  # thresholds and weights that are weighed, and those that are asked
 WEIGHT_SD = 0.8  # log, of a knob's usual part

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sloguard.optim.base import MISS_CAP, Goal, constraints
@@ -23,9 +23,6 @@ class Lesson:
     trial: int
     y: float
     extra: float = 0.0
-
-
-Read = Callable[[Sequence[Trial]], list[Lesson]]
 
 
 def values(trials: Sequence[Trial], goal: Goal) -> list[Lesson]:

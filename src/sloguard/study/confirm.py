@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t as student
 
-from sloguard.optim.base import Goal, measurements, standing
+from sloguard.optim.base import Goal, best, measurements, standing
 from sloguard.trial import Ask, Proposal, Trial
 
 BEST = 2  # of the configs tried, beside the default
@@ -44,11 +44,11 @@ def doubted(history: Sequence[Trial], pending: Sequence[Proposal], goal: Goal) -
     """The best so far once more, where none of the last few came near it: it may have been lucky, and then nothing is
     found any more that is truly better.
     """
-    leader = next((trial for _, trial in standing(history, goal)), None)
+    leader = best(history, goal)
     if leader is None or leader.capacity is None or len(measurements(leader, history)) > 1:
         return None
     lost = [t for t in history if t.number > leader.number and t.capacity is not None and t.capacity.dropped]
-    if len(lost) < DOUBT or any(made.run == leader.config for made in pending):
+    if len(lost) < DOUBT or any(made.run == leader.overrides for made in pending):
         return None
     return Proposal(leader.proposed, leader.config, leader.repairs, ask=Ask(near=leader.capacity.low, again=1))
 
