@@ -2,8 +2,8 @@
 
 All ways are asked alike: the same search for the capacity within one start, the same arrivals and noise for one seed.
 All of them, baselines too, race: they are told the rate that the best config so far keeps, and a config that can't beat
-it is dropped after one load. The one named `(no race)` is not. At the end the best are measured again, as `tune` does:
-what would be deployed is marked in the record.
+it is dropped after one load. The one named `(no race)` is not. Where a way is confirmed, the best are measured again at
+the end, as `tune` does: what would be deployed is marked in the record.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def study_of(
         seed,
         way.default_first,
         way.race,
-        RECHECKS,
+        RECHECKS if way.confirmed else 0,
         retry_wait_s=0.0,
     )
 

@@ -3,7 +3,8 @@
     python benchmarks/tuning/table.py --out DIR [--ours guided+sim] [--ways x,y] [--jobs 2]
 
 share        true capacity of the incumbent (best by its measured score) over the task's optimum; 0 without one
-deployed     the same of what a study ends with, once the best were measured again under other arrivals
+deployed     the same of what a study ends with, once the best were measured again under other arrivals; a study that
+             was not confirmed has none
 regret       1 - share; its area is the mean over the 15 trials, or over the first hour of the clock
 clock        seconds on the (simulated) machine: starts, loads, crashes
 fast         the paper's measure, for a score to be maximised: trials that reach 90 % of the best score which any way
@@ -101,7 +102,8 @@ def overview(pairs: Pairs, known: Worth) -> str:
     for way, group in pairs.items():
         shares = np.array([known.shares(run) for run in group])
         scores = [_with_interval(shares[:, k - 1]) for k in AFTER]
-        scores.append(_with_interval(np.array([known.share(run, run.deployed) for run in group])))
+        deployed = np.array([known.share(run, run.deployed) for run in group])
+        scores.append(_with_interval(deployed) if WAYS[way].confirmed else "-")
         clock = 1 - _clock_shares(group, known).mean()
         lines.append([way, *scores, f"{1 - shares.mean():.3f}", f"{clock:.3f}", _worst(group, shares[:, -1])])
     first = next(iter(pairs.values()))

@@ -10,7 +10,7 @@ import pytest
 
 from optim import planted
 from sloguard.optim.base import Earlier, Goal, Problem
-from sloguard.optim.guided import Guided
+from sloguard.optim.guided import DRAWN, Guided
 from sloguard.optim.lessons import costs, starts, survives, values
 from sloguard.rng import stream
 from sloguard.space.knobs import Categorical, Int
@@ -89,6 +89,20 @@ def test_a_source_without_any_trial_that_teaches_changes_nothing() -> None:
         for earlier in ((), (nothing,))
     ]
     assert asked[0] == asked[1]
+
+
+def test_without_a_source_the_first_configs_are_drawn_over_the_space_and_not_around_the_default() -> None:
+    """Whatever the default is worth; once enough are known, that counts."""
+
+    def proposed(after: int, rising: bool) -> Config:
+        draws = [START, *(planted.SPACE.sample(stream(7, "drawn", n)) for n in range(1, after))]
+        history = [
+            Trial(n, c, c, planted.measured(n if rising else 1 / n, 0.3), 60.0) for n, c in enumerate(draws, start=1)
+        ]
+        return Guided(planted.problem(budget=15)).propose(history, stream(1, "propose"))
+
+    assert proposed(DRAWN - 1, rising=True) == proposed(DRAWN - 1, rising=False)
+    assert proposed(DRAWN, rising=True) != proposed(DRAWN, rising=False)
 
 
 def searched(*legs: Leg, to_beat: float | None = None) -> Trial:

@@ -8,6 +8,7 @@ The next config has the largest expected improvement (of the log score) times it
 keep the SLOs, less the price of a crash, among configs drawn over the space, around the best ones, around the best of
 each source and around the engine's default. One that is more likely to crash than not comes after all others. Where
 memory ran out (`edges.py`) that is taken as the reason, and the beliefs in starting and surviving are of other crashes.
+Where no source knows a score, the first configs are drawn over the space: a search from the default stays near it.
 Expected improvement settles near the best by itself: a gain of less than a crash's price is not worth a risk.
 """
 
@@ -36,6 +37,7 @@ COST = Question(Scales(spread=0.3, noise=0.1, shift=0.5))
 LABEL_SD = 0.4  # how sharply a label's process tells failing from running
 LEAST_CHANCE = 0.5  # of running; less comes after all others
 
+DRAWN = 7  # configs, the default included, before the search begins where no source knows a score
 UNIFORM, NEAR, FINALISTS = 200, 40, 48
 CLIMBS, CLIMBERS, STEPS_OUT = 3, 6, 8  # rounds uphill, from how many configs, to how many around each
 MOST_MOVES = 4  # knobs at a time
@@ -81,7 +83,9 @@ class Guided:
             suffices = np.prod([np.ones(len(configs)), *(edge.keeps(at) for edge in memory)], axis=0)
             return _worth(Points.of(configs, self.problem.space), beliefs, to_beat, suffices)
 
-        return first_fresh(self.problem, history, rng, self._ranked(trials, rng, scored))
+        knows = self.sources.get("score") or len(trials) >= DRAWN
+        ranked = self._ranked(trials, rng, scored) if knows else self._drawn(rng, scored)
+        return first_fresh(self.problem, history, rng, ranked)
 
     def _asked(self, trials: Sequence[Trial]) -> dict[str, tuple[Question, list[Lesson]]]:
         goal = self.problem.goal
@@ -123,6 +127,11 @@ class Guided:
         finalists = list(dict.fromkeys(self.problem.repair(pool[i]) for i in order[:FINALISTS]))
         yield from (finalists[i] for i in _order(scored(finalists)))
         yield from (pool[i] for i in order[FINALISTS:])
+
+    def _drawn(self, rng: np.random.Generator, scored: Scorer) -> Iterator[Config]:
+        """Those that rather run, as they were drawn; then the others."""
+        drawn = [self.problem.repair(self.problem.space.sample(rng)) for _ in range(NEAR)]
+        yield from (drawn[i] for i in np.argsort(scored(drawn) < -1.0, kind="stable"))
 
     def _centres(self, trials: Sequence[Trial]) -> list[Config]:
         """The best configs so far, where the study began, and the best of every source."""
