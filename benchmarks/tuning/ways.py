@@ -12,7 +12,7 @@ from sloguard.registry import load
 @dataclass(frozen=True, slots=True)
 class Way:
     """`optimizer` is a name of `OPTIMIZERS` or "module:Class" of this directory. Proposals are repaired; where a way is
-    `guarded`, what provably can't start is not tried. One that is `informed` is told a simulated study (prior.py), and in
+    `guarded`, what provably can't start is not tried. One that is `informed` is told a simulated study (prior.py). In
     one that is `confirmed` the best are measured again at the end, which takes as long as the search.
     """
 
