@@ -17,7 +17,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -30,6 +29,7 @@ REQUESTS, TRACE_REQUESTS = 40, 400  # of a load; and of the trace, of which held
 PROMPT_TOKENS, OUTPUT_TOKENS = (50, 1000), (8, 64)
 PROMISES = ("--slo-ttft", "2000", "--slo-tpot", "60", "--attainment", "0.9")
 LOAD_S = 12.0
+NOTHING_FEASIBLE = 3  # exit code of a study that ended without a config to deploy
 PINNED = ("enforce_eager=true", "max_model_len=2048")  # without compiling a start is short
 
 
@@ -80,7 +80,9 @@ def tune(options: argparse.Namespace, trace: Path, optimizer: str, seed: int) ->
     command += ["--optimizer", optimizer, "--seed", seed, "--budget", options.budget, "--confirm", options.confirm]
     command += [word for pair in PINNED for word in ("--engine-arg", pair)]
     command += ["--request-rate", 2, "--retry-failures", "--out", out, *(["--resume"] if out.exists() else [])]
-    subprocess.run([str(word) for word in command], check=True)
+    ended = subprocess.run([str(word) for word in command], check=False)
+    if ended.returncode not in (0, NOTHING_FEASIBLE):
+        sys.exit(f"{optimizer}, seed {seed}: exit code {ended.returncode}; the same command goes on ({options.out})")
     (out / "done").touch()
 
 
@@ -93,20 +95,22 @@ def table(out: Path, studies: Sequence[tuple[str, int]]) -> str:
             continue
         told = json.loads((study_dir(out, optimizer, seed) / "summary.json").read_text(encoding="utf-8"))
         best, default = told["best"], told["default"]
-        held_out.setdefault(optimizer, []).append(best["score"])
+        held_out.setdefault(optimizer, []).append(best["score"] if best else 0.0)
         low, high = told["gain_interval"] or (float("nan"), float("nan"))
-        gain = f"{told['gain_over_default'] or 0:+.0%} ({low:+.0%} to {high:+.0%})"
-        found = f"{best['capacity']['estimate']:.2f}"
-        rates = [found, f"{best['score']:.2f}", f"{default['score']:.2f}"]
-        lines.append(
-            [optimizer, str(seed), *rates, gain, *(str(told[k]) for k in ("crashes", "dropped")), _minutes(told)]
+        gain = (
+            "-"
+            if told["gain_over_default"] is None
+            else f"{told['gain_over_default']:+.0%} ({low:+.0%} to {high:+.0%})"
         )
+        rates = [_rate(best and best["capacity"]["estimate"]), _rate(best and best["score"]), _rate(default["score"])]
+        counts = [str(told[name]) for name in ("crashes", "dropped")]
+        lines.append([optimizer, str(seed), *rates, gain, *counts, f"{told['cost_s'] / 60:.0f}"])
     means = [f"{name}: {np.mean(rates):.2f} +- {np.std(rates):.2f} req/s held out" for name, rates in held_out.items()]
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *means])
 
 
-def _minutes(told: dict[str, Any]) -> str:
-    return f"{told['cost_s'] / 60:.0f}"
+def _rate(rate: float | None) -> str:
+    return "-" if rate is None else f"{rate:.2f}"
 
 
 if __name__ == "__main__":
