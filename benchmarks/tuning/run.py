@@ -21,7 +21,7 @@ from pathlib import Path
 
 import tabular
 from loop import on_record, run_one, run_path, space_of
-from prior import earlier_of
+from prior import PRIORS
 from table import OURS, show
 from tabular import DATA, ONE_EACH, SEQUENTIAL, SILICON, TABULAR, WORLD
 from tasks import TASKS
@@ -93,8 +93,8 @@ def one(out: Path, data: Path, task: str, way: str, seed: int) -> None:
     if task in TABULAR:
         tabular.run_one(out, task, way, seed, data)
         return
-    earlier = (earlier_of(out, TASKS[task]),) if WAYS[way].informed else ()
-    run_one(out, TASKS[task], way, seed, earlier)
+    prior = WAYS[way].prior
+    run_one(out, TASKS[task], way, seed, () if prior is None else (PRIORS[prior](out, TASKS[task]),))
 
 
 def installed(ways: Sequence[str]) -> list[str]:

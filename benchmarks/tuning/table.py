@@ -37,6 +37,7 @@ from sloguard.report.files import write_text_atomic
 Array = NDArray[np.float64]
 OURS = "guided+sim"
 AFTER = (5, 10, 15)
+MISLED, BEHIND_AT = {"guided+other", "guided+mirrored"}, (3, 5, 8, 10, 13)
 FEASIBLE_BY = (1, 3, 5, 10, 15)
 HOUR_S = 3600.0
 CLOCK_S = np.linspace(0.0, HOUR_S, 121)
@@ -76,6 +77,8 @@ def show_group(out: Path, name: str, pairs: Pairs, ours: str, jobs: int) -> None
     mine = ours if ours in pairs else "guided"
     if mine in pairs:
         parts.insert(1, against(pairs, known, mine))
+    if MISLED & set(pairs) and "guided" in pairs:
+        parts.append(behind(pairs, known))
     text = "\n".join(parts)
     text = f"## {name.capitalize()} tasks\n\n{text}"
     write_text_atomic(out / f"{name}.md", text)
@@ -165,6 +168,22 @@ def costs(pairs: Pairs, known: Worth) -> str:
         "CPU s a proposal",
     ]
     return _markdown(head, lines)
+
+
+def behind(pairs: Pairs, known: Worth) -> str:
+    """How many trials later a way that was misled has the mean share that `guided` has without a prior."""
+    alone = np.mean([known.shares(run) for run in pairs["guided"]], axis=0)
+    lines: list[list[str]] = []
+    for way in sorted(MISLED & set(pairs)):
+        misled = np.mean([known.shares(run) for run in pairs[way]], axis=0)
+        lags = [_lag(misled, k, float(alone[k - 1])) for k in BEHIND_AT]
+        lines.append([way, *("never" if lag is None else f"{lag:+d}" for lag in lags)])
+    return _markdown(["trials behind guided's share at", *map(str, BEHIND_AT)], lines)
+
+
+def _lag(shares: Array, k: int, share: float) -> int | None:
+    there = np.flatnonzero(shares >= share)
+    return int(there[0]) + 1 - k if len(there) else None
 
 
 def paper(pairs: Pairs) -> str:

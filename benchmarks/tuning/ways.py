@@ -12,15 +12,15 @@ from sloguard.registry import load
 @dataclass(frozen=True, slots=True)
 class Way:
     """`optimizer` is a name of `OPTIMIZERS` or "module:Class" of this directory. Proposals are repaired; where a way is
-    `guarded`, what provably can't start is not tried. One that is `informed` is told a simulated study (prior.py). In
-    one that is `confirmed` the best are measured again at the end, which takes as long as the search.
+    `guarded`, what provably can't start is not tried. With a `prior` it is told an earlier study (`prior.PRIORS`). Where
+    `confirmed`, the best are measured again at the end, which takes as long as the search.
     """
 
     optimizer: str
     default_first: bool = True
     guarded: bool = True
     race: bool = True
-    informed: bool = False
+    prior: str | None = None
     confirmed: bool = False
 
 
@@ -35,7 +35,9 @@ WAYS: dict[str, Way] = {
     "smac+default": Way("smac_search:SmacSearch"),
     "guided": Way("guided"),
     "guided (no race)": Way("guided", race=False),
-    "guided+sim": Way("guided", informed=True, confirmed=True),
+    "guided+sim": Way("guided", prior="sim", confirmed=True),
+    "guided+other": Way("guided", prior="other"),
+    "guided+mirrored": Way("guided", prior="mirrored"),
 }
 
 

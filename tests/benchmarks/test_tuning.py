@@ -57,12 +57,26 @@ def test_a_task_is_rehearsed_once(tmp_path, monkeypatch):
     monkeypatch.setattr(study_prior, "DRAWN", 3)
     monkeypatch.setattr(study_prior, "SOUGHT", 2)
     monkeypatch.setattr(prior, "TRIALS", 6)
-    trials = prior.earlier_of(tmp_path, BURSTY).trials
+    trials = prior.simulation(tmp_path, BURSTY).trials
     assert [trial.number for trial in trials] == [1, 2, 3, 4, 5, 6]
     assert [trial.proposed for trial in trials].count(Config()) == 1
     assert not any(trial.recheck or (trial.capacity and trial.capacity.dropped) for trial in trials)
     monkeypatch.setattr(prior, "TRIALS", 0)
-    assert prior.earlier_of(tmp_path, BURSTY).trials == trials
+    assert prior.simulation(tmp_path, BURSTY).trials == trials
+
+
+def test_a_mirrored_prior_tells_the_best_as_the_worst(tmp_path, monkeypatch):
+    monkeypatch.setattr(study_prior, "DRAWN", 6)
+    monkeypatch.setattr(study_prior, "SOUGHT", 2)
+    monkeypatch.setattr(prior, "TRIALS", 9)
+    told, turned = (
+        [(trial.proposed, trial.capacity.low) for trial in of(tmp_path, BURSTY).trials if trial.feasible]
+        for of in (prior.simulation, prior.mirrored)
+    )
+    assert len(told) > 2
+    assert [config for config, _ in told] == [config for config, _ in turned]
+    rates, back = (np.array([rate for _, rate in each]) for each in (told, turned))
+    assert rates * back == pytest.approx(rates.min() * rates.max())
 
 
 def test_truths_are_kept_by_world(tmp_path):
