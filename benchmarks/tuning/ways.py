@@ -11,9 +11,11 @@ from sloguard.registry import load
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """`optimizer` is a name of `OPTIMIZERS` or "module:Class" of this directory. Proposals are repaired; where a way is
-    `guarded`, what provably can't start is not tried. With a `prior` it is told an earlier study (`prior.PRIORS`). Where
-    `confirmed`, the best are measured again at the end, which takes as long as the search.
+    """`optimizer` is a name of `OPTIMIZERS` or "module:Class" of this directory. Proposals are repaired.
+
+    guarded     what provably can't start is not tried
+    prior       the earlier study that it is told of (`prior.PRIORS`)
+    confirmed   the best are measured again at the end, which takes as long as the search
     """
 
     optimizer: str
