@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 DEMO_DIR ?= demo-study
 
-.PHONY: demo test check test-vllm test-ray test-bo bench clean
+.PHONY: demo test check test-vllm test-ray test-bo docs bench clean
 
 demo: .venv/.installed ## A crash-aware tuning study on a simulated GPU, with a report at the end
 	rm -rf $(DEMO_DIR)
@@ -35,6 +35,9 @@ test-ray: .venv-ray/.installed ## Tests on a real Ray, in a network of their own
 test-bo: .venv-bo/.installed ## The conformance suite with BoTorch, which is an optional and large dependency
 	OMP_NUM_THREADS=1 .venv-bo/bin/python -m pytest -n auto tests/conformance -k constrained-bo
 
+docs: .venv-docs/.installed ## The documentation site, in build/site; any warning is an error
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet
+
 bench: .venv/.installed .venv-vllm/.installed ## The benchmarks, as ratios in one run
 	$(BIN)/python benchmarks/load_client.py --quick
 
@@ -63,6 +66,11 @@ bench: .venv/.installed .venv-vllm/.installed ## The benchmarks, as ratios in on
 	.venv-ray/bin/python -m pip --quiet install --editable '.[ray,dev]'
 	touch $@
 
+.venv-docs/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip --quiet install --editable '.[docs]'
+	touch $@
+
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -70,4 +78,4 @@ bench: .venv/.installed .venv-vllm/.installed ## The benchmarks, as ratios in on
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm .venv-vllm-oldest .venv-ray .venv-bo models $(DEMO_DIR) build dist
+	rm -rf .venv .venv-vllm .venv-vllm-oldest .venv-ray .venv-bo .venv-docs models $(DEMO_DIR) build dist
