@@ -12,13 +12,14 @@ from typing import Annotated, NoReturn
 import typer
 
 from sloguard import __version__
-from sloguard.cli import bench, capacity, classify, doctor, profile, serve, simulate, tune
+from sloguard.cli import bench, capacity, classify, doctor, profile, serve, simulate, study, tune
 from sloguard.errors import SloguardError
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 _ON_DISK = {  # of the commands that can go on
     "tune": "What it found is on disk; --resume goes on from there.",
+    "study": "What it found is on disk; the same command goes on from there.",
     "capacity": "What it found is on disk where --out was given; --resume goes on from there.",
 }
 
@@ -29,7 +30,7 @@ app = typer.Typer(
     help="LLM serving that keeps its latency promises: tune vLLM under SLOs, serve each request by its own, compare "
     "schedulers, measure honestly, explain crashes.",
 )
-for module in (tune, serve, profile, bench, simulate, capacity, classify, doctor):
+for module in (tune, study, serve, profile, bench, simulate, capacity, classify, doctor):
     app.command(module.__name__.rpartition(".")[2])(module.command)
 
 
