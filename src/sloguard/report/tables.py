@@ -11,10 +11,9 @@ from rich.text import Text
 from sloguard.contract import Attained, Check
 from sloguard.optim.base import Goal
 from sloguard.slo import Judgement
+from sloguard.study.confirm import RUN_TO_RUN_NOISE
 from sloguard.study.results import Results, binding_check
 from sloguard.trial import Config, Crashed, Measured, Refused, Trial
-
-RUN_TO_RUN_NOISE = 0.069  # spread reported over six identical vLLM runs (arXiv 2604.17627)
 
 INF = float("inf")
 STYLES = {Judgement.MET: "green", Judgement.MISSED: "yellow", Judgement.UNKNOWN: "magenta"}
