@@ -232,7 +232,8 @@ def _tests(figures: Mapping[str, Mapping[str, Seeded]], base: str) -> tuple[Vers
 
 
 def _versus(label: str, measure: str, alternative: Alternative, ours: Seeded, theirs: Seeded) -> Versus:
-    paired = None not in dict(ours) and dict(ours).keys() == dict(theirs).keys()
+    seeds, their_seeds = {seed for seed, _ in ours}, {seed for seed, _ in theirs}
+    paired = None not in seeds and seeds == their_seeds and len(seeds) == len(ours) == len(theirs)
     if paired:
         ours, theirs = sorted(ours), sorted(theirs)
     mine, others = [figure for _, figure in ours], [figure for _, figure in theirs]

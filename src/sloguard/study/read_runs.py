@@ -60,13 +60,13 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[StudyRun], list[str]]:
     """
     found: list[Found] = []
     notes: list[str] = []
-    for path in dict.fromkeys(path.resolve() for path in paths):
+    for path in dict.fromkeys(place for given in paths for place in _studies(given.resolve())):
         if path.is_file():
             runs, told = read_published(path)
             found += [Found(path, run, {"trials": "published"}, {}) for run in runs]
             notes += told
         else:
-            found += [_study(directory) for directory in _studies(path)]
+            found.append(_study(path))
     empty = [one for one in found if not one.run.trials]
     notes += [f"{one.run.name} holds no trial and is left out" for one in empty]
     found = [one for one in found if one.run.trials]
@@ -81,9 +81,10 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[StudyRun], list[str]]:
 
 
 def _studies(path: Path) -> list[Path]:
+    """A file of trials, or each directory of a study."""
     if not path.exists():
         raise SpecError(FIELD, str(path), "is not there", "Name directories of studies, or files of published trials.")
-    if StudyLog(path).exists():
+    if path.is_file() or StudyLog(path).exists():
         return [path]
     inside = sorted(log.parent for log in path.glob(f"*/{LOG_NAME}") if StudyLog(log.parent).exists())
     if not inside:
