@@ -151,14 +151,14 @@ def test_the_spread_of_the_best_is_held_against_the_baselines() -> None:
 
 SOUND = [*steady("random", range(12), 90.0), *steady("tpe", range(12), 100.0)]
 WEAK = {
-    "few seeds (4 against 4): no p can be below 0.014 one-sided or 0.029 two-sided": (
+    "few seeds (4 against 4): p is at least 0.014 one-sided, 0.029 two-sided": (
         steady("random", range(4), 90.0) + steady("tpe", range(4), 100.0)
     ),
     "no trial crashed": [replace(one, trials=one.trials[1:]) for one in SOUND],
     "all 120 configs that ran are feasible": [
         replace(one, trials=(one.trials[0], *one.trials[2:], one.trials[2])) for one in SOUND
     ],
-    "differ from those of random by less than runs of one config do (tpe 1.1%": (
+    "differ from those of random by less than runs of one config do: tpe 1.1%": (
         steady("random", range(12), 90.0) + steady("tpe", range(12), 91.0)
     ),
     "are simulated": [replace(one, simulated=True) for one in SOUND],
@@ -169,7 +169,7 @@ WEAK = {
         replace(one, warned=one.label == "tpe") for one in SOUND
     ],
     "24 of 168 trials were dropped in races": [replace(one, trials=(*one.trials, DROPPED)) for one in SOUND],
-    "a trial's load had 5 requests (median of 96 trials): p99": [
+    "a trial's load had 5 requests (median): p99": [
         replace(one, trials=tuple(replace(t, requests=t.requests and 5) for t in one.trials)) for one in SOUND
     ],
     "one after another: nothing was concurrent": [
@@ -195,6 +195,16 @@ def test_strong_evidence_has_no_caveat() -> None:
 def test_what_makes_evidence_weak_is_said_and_nothing_else(says: str) -> None:
     (line,) = compare(WEAK[says]).caveats
     assert says in line
+
+
+def test_a_seed_under_which_nothing_can_be_fast_is_said() -> None:
+    slower = [study("tpe", seed, CRASH, MISS, *(kept(60.0, at=seed + i * 100) for i in range(4))) for seed in (3, 5)]
+    fast = [one for one in SOUND if one.seed not in (3, 5)]
+    lines = compare([*fast, *slower, *(replace(one, label="random") for one in slower)]).caveats
+    assert any(line.startswith("nothing under seed 3, 5 is fast, under any label") for line in lines)
+    assert sum("2 of 12 studies" in line and "no fast trial" in line for line in lines) == 2
+    every = compare([*SOUND[:-2], *slower]).caveats
+    assert not any("nothing under seed" in line for line in every), "random has fast ones under those seeds"
 
 
 def test_limits_bind_where_a_capacity_is_sought() -> None:
