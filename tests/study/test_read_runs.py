@@ -172,6 +172,14 @@ def test_a_study_without_a_trial_is_left_out_and_said(tmp_path: Path) -> None:
         read(tmp_path / "b")
 
 
+def test_different_versions_of_the_tuner_are_said(tmp_path: Path) -> None:
+    write(tmp_path / "a", sloguard="0.1.0")
+    write(tmp_path / "b", replace(SPEC, seed=2), sloguard="0.2.0")
+    _, notes = read_runs([tmp_path / "a", tmp_path / "b"])
+    assert notes == ["made by different versions of sloguard: 0.1.0, 0.2.0"]
+    assert read_runs([tmp_path / "a"])[1] == []
+
+
 def test_a_study_that_knew_of_earlier_crashes_says_so(tmp_path: Path) -> None:
     write(tmp_path / "a", failures=[{"config": {}}])
     assert read(tmp_path / "a")[0].warned

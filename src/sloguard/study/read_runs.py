@@ -45,12 +45,15 @@ FREE_OF_ENGINE = {"python"}
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A study at `path`; `task` is what all that are compared have to agree on, `method` how it was searched."""
+    """A study at `path`; `task` is what all that are compared have to agree on, `method` how it was searched, `version`
+    the sloguard that made it.
+    """
 
     path: Path
     run: StudyRun
     task: Mapping[str, object]
     method: Mapping[str, object]
+    version: str | None = None
 
 
 def read_runs(paths: Sequence[Path]) -> tuple[list[StudyRun], list[str]]:
@@ -77,6 +80,9 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[StudyRun], list[str]]:
         notes.append(
             "published trials don't say their model, GPU and limits: that they have them in common is taken on trust"
         )
+    versions = sorted({one.version for one in found if one.version is not None})
+    if len(versions) > 1:
+        notes.append(f"made by different versions of sloguard: {', '.join(versions)}")
     return _told_apart(_by_method(found)), notes
 
 
@@ -123,7 +129,7 @@ def _study(directory: Path) -> Found:
     for name in ("space", "workload"):  # a file is what it held, wherever it lay
         task[name] = spec.inputs.get(str(task[name]), task[name])
     task |= {f"engine {name}": value for name, value in header["engine"].items() if name not in FREE_OF_ENGINE}
-    return Found(directory, run, task, {name: written[name] for name in METHOD})
+    return Found(directory, run, task, {name: written[name] for name in METHOD}, header.get("sloguard"))
 
 
 def _trial(trial: Trial, spec: StudySpec) -> TrialRun:
