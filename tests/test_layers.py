@@ -63,7 +63,7 @@ PURE = {"words", "workload", "perf", "space", "optim", "sched", "route", "sim"}
 WORLD = {"time", "os", "random", "asyncio", "logging", "subprocess", "socket", "threading"}
 
 HOMES = {
-    "optuna": {"optim/tpe.py"},
+    "optuna": {"optim/tpe.py", "study/optuna_storage.py"},
     "botorch": {"optim/constrained.py"},
     "torch": {"optim/constrained.py"},
     "sklearn": {"optim/forest.py"},

@@ -5,7 +5,7 @@ fewer. A config is backend, precision, parallelism and concurrency. Score: outpu
 concurrency*osl/(TTFT + osl*TPOT)/GPUs, of what keeps both limits.
 
 SLO-Guard's sequential study (sloguard_trials_sequential.jsonl): Qwen2-1.5B on an A100 40 GB, the paper's knobs. Score:
-requests/s of one client, 1/latency. `python tabular.py --data DIR` prints the paper's own measures of it.
+requests/s of one client, 1/latency. `sloguard compare` prints the paper's own measures of it.
 
 What was not measured can't be run, so a proposal is repaired to the nearest row. No engine's default is known, nothing
 crashes, every trial is taken to last four minutes, and a measurement is its own truth.
@@ -28,7 +28,6 @@ from typing import Any
 
 import numpy as np
 from loop import BUDGET, GOAL, leaders, on_record, run_path, write_records
-from stats import consistency, fast_below_gap
 from ways import WAYS, make_optimizer
 
 from sloguard.contract import Check, Limit, Metric, Verdict
@@ -216,24 +215,6 @@ def _record(trial: Trial, row: Row, optimum: float, cpu_s: float) -> dict[str, A
     }
 
 
-def published_measures(data: Path) -> str:
-    """The paper's sequential row: fast-cluster trials, post-hit consistency and best latency, mean +- sd over seeds."""
-    trials = _published(data / SEQUENTIAL)
-    flags = fast_below_gap([trial["avg_latency_ms"] for trial in trials])
-    lines: list[str] = []
-    for optimizer in ("random", "tba-tpe"):
-        by_seed: dict[int, list[tuple[bool, float]]] = defaultdict(list)
-        for trial, fast in zip(trials, flags, strict=True):
-            if trial["optimizer"] == optimizer:
-                by_seed[trial["seed"]].append((fast, trial["avg_latency_ms"]))
-        counts = [sum(fast for fast, _ in found) for found in by_seed.values()]
-        steady = [consistency([fast for fast, _ in found]) or 0.0 for found in by_seed.values()]
-        best = [min(latency for _, latency in found) for found in by_seed.values()]
-        told = ", ".join(f"{np.mean(v):.3f} +- {np.std(v, ddof=1):.3f}" for v in (counts, steady, best))
-        lines.append(f"{optimizer}: fast trials, consistency, best ms: {told}")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA)
@@ -242,7 +223,6 @@ def main() -> None:
         table = table_of(name, options.data)
         kept = sum(row.excess <= 0 for row in table.rows)
         print(f"{name}: {len(table.rows)} configs, {kept} keep the limits, best {table.optimum:.4g}")
-    print(published_measures(options.data))
 
 
 if __name__ == "__main__":

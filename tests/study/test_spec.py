@@ -38,6 +38,19 @@ def test_an_infinite_rate_can_be_written_down() -> None:
     assert json.loads(text)["request_rate"] == "inf"
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        SPEC,
+        replace(SPEC, request_rate=float("inf"), priors=("sim",), gpus=2, engine_args={"dtype": "half"}),
+        replace(SPEC, request_rate=None, slo_s={"ttft": 0.5}, budget_s=60.0, inputs={"space.toml": "ab12"}),
+    ],
+    ids=["plain", "infinite", "promises"],
+)
+def test_what_is_written_down_is_read_again(spec: StudySpec) -> None:
+    assert StudySpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
 def test_limits_are_promises_on_the_99th_percentile() -> None:
     assert {(x.metric, x.quantile, x.limit_s) for x in SPEC.contract.limits} == {
         (Metric.TTFT, 99, 0.5),

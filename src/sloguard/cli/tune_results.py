@@ -16,7 +16,7 @@ from sloguard.study.build import engine_policy
 from sloguard.study.results import Results
 from sloguard.study.runner import Study
 from sloguard.study.spec import StudySpec
-from sloguard.trial import Value
+from sloguard.trial import Trial, Value
 
 
 def serve_command_of(study: Study, results: Results) -> list[str]:
@@ -27,12 +27,20 @@ def write_results(out: Path, spec: StudySpec, study: Study, results: Results, wa
     summary = results.to_json(wall_s)
     write_text_atomic(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     if results.best and serve_command_of(study, results):
-        config, options = of_policy(results.best.overrides)
-        fixed = {"model": _anywhere(spec.model), **_fixed(spec, study), **_scheduling(spec, options)}
-        write_text_atomic(out / "best.yaml", to_yaml(config, fixed))
+        write_text_atomic(out / "best.yaml", serve_yaml(spec, results.best))
     else:
         (out / "best.yaml").unlink(missing_ok=True)
     return summary
+
+
+def serve_yaml(spec: StudySpec, trial: Trial) -> str:
+    """The file for `vllm serve --config` with the config of a trial; the engine's default has no more than what every
+    start had.
+    """
+    config, options = of_policy(trial.overrides)
+    split = {LAYOUT: trial.config[LAYOUT]} if LAYOUT in trial.config else Layout(spec.tensor_parallel).sizes
+    fixed = {"model": _anywhere(spec.model), **split, **spec.engine_args, **_scheduling(spec, options)}
+    return to_yaml(config, fixed)
 
 
 def _scheduling(spec: StudySpec, options: Mapping[str, Value]) -> dict[str, Value]:
@@ -53,9 +61,3 @@ def _scheduling(spec: StudySpec, options: Mapping[str, Value]) -> dict[str, Valu
 def _anywhere(model: str) -> str:
     """A model's path as it holds from any directory; a hub name as it stands."""
     return str(Path(model).resolve()) if Path(model).is_dir() else model
-
-
-def _fixed(spec: StudySpec, study: Study) -> dict[str, Value]:
-    laid_out = study.engine.facts().layouts
-    split = {LAYOUT: laid_out[0]} if laid_out else Layout(spec.tensor_parallel).sizes
-    return {**split, **spec.engine_args}

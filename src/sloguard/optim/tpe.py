@@ -1,4 +1,4 @@
-"""Optuna's tree-structured Parzen estimator, rebuilt from the log at every proposal (the one home of optuna).
+"""Optuna's tree-structured Parzen estimator, rebuilt from the log at every proposal.
 
 What Optuna 5.0 makes of a log, and what follows for us:
 - samplers ignore failed trials, so a crash is told as a completed trial with a violated constraint;

@@ -11,10 +11,9 @@ from rich.text import Text
 from sloguard.contract import Attained, Check
 from sloguard.optim.base import Goal
 from sloguard.slo import Judgement
+from sloguard.study.confirm import RUN_TO_RUN_NOISE
 from sloguard.study.results import Results, binding_check
 from sloguard.trial import Config, Crashed, Measured, Refused, Trial
-
-RUN_TO_RUN_NOISE = 0.069  # spread reported over six identical vLLM runs (arXiv 2604.17627)
 
 INF = float("inf")
 STYLES = {Judgement.MET: "green", Judgement.MISSED: "yellow", Judgement.UNKNOWN: "magenta"}
@@ -26,8 +25,6 @@ def trial_line(trial: Trial, goal: Goal) -> Text:
     tail = f"  {trial.cost_s:7.1f} s"
     match trial.outcome:
         case Measured(summary=summary, verdict=verdict):
-            dropped = trial.capacity is not None and trial.capacity.dropped
-            status = "feasible" if trial.feasible else "dropped" if dropped else str(verdict.judgement)
             remarks = [*_search_text(trial), *(check_text(check) for check in verdict.checks)]
             if verdict.attained:
                 remarks.append(attained_text(verdict.attained))
@@ -40,10 +37,22 @@ def trial_line(trial: Trial, goal: Goal) -> Text:
             what = f"{score_text(goal.score(trial), goal)}  {', '.join(remarks)}"
             style = STYLES[verdict.judgement]
         case Crashed(crash=crash):
-            status, what, style = "crashed", f"{crash.category}/{crash.cause}: {crash.line}", "red"
+            what, style = f"{crash.category}/{crash.cause}: {crash.line}", "red"
         case Refused(reason=reason):
-            status, what, style = "refused", reason, "cyan"
-    return Text.assemble(head, (f"{status:<9}", style), tail, "  ", what)
+            what, style = reason, "cyan"
+    return Text.assemble(head, (f"{status_text(trial):<9}", style), tail, "  ", what)
+
+
+def status_text(trial: Trial) -> str:
+    """In one word: feasible, dropped, missed, unknown, crashed or refused."""
+    match trial.outcome:
+        case Measured(verdict=verdict):
+            dropped = trial.capacity is not None and trial.capacity.dropped
+            return "feasible" if trial.feasible else "dropped" if dropped else str(verdict.judgement)
+        case Crashed():
+            return "crashed"
+        case Refused():
+            return "refused"
 
 
 def score_text(score: float | None, goal: Goal) -> str:

@@ -26,7 +26,8 @@ from sloguard.trial import Ask, Proposal, Trial
 BEST = 2  # of the configs tried, beside the default
 DOUBT = 3  # configs that lost the race against the best before it is measured a second time
 CONFIDENCE = 0.95
-NOISE, NOISE_WORTH = 0.03, 4  # of log scores, and in degrees of freedom: six vLLM runs spread over 6.9 % (2604.17627)
+RUN_TO_RUN_NOISE = 0.069  # spread reported over six identical vLLM runs (arXiv 2604.17627)
+NOISE, NOISE_WORTH = 0.03, 4  # what that makes of log scores, and in degrees of freedom
 
 
 def explored(history: Sequence[Trial]) -> list[Trial]:

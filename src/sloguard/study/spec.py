@@ -123,6 +123,15 @@ class StudySpec:
         rate = "inf" if self.request_rate == float("inf") else self.request_rate
         return {**asdict(self), "request_rate": rate, "priors": list(self.priors)}
 
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> StudySpec:
+        """The inverse of `to_json`; fields that an older sloguard did not write have their defaults. Raises TypeError,
+        ValueError or SpecError where `data` is no such record.
+        """
+        rate = data.get("request_rate")
+        told = {**data, "request_rate": None if rate is None else float(rate), "priors": tuple(data.get("priors", ()))}
+        return StudySpec(**told)
+
     @property
     def digest(self) -> str:
         """Of everything but the budget."""
