@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 
 from sloguard.load.result_parts import Count, Outside, PositiveOrInf, Rate, Seconds, checked, column, unreadable
@@ -166,11 +167,7 @@ def _requests(path: str, run: VllmRun) -> Requests:
     columns = (run.input_lens or (), output_tokens, itl_s, latencies, run.start_times or (), queue_s, run.errors or ())
     if {len(values) for values in columns} != {len(ttft_s)}:
         raise unreadable(path, f"is no {TOOL} file that can be read: its arrays differ in length")
-    failed = np.array([bool(error) for error in run.errors or ()])
-    if int((~failed).sum()) != run.completed:
-        failed |= output_tokens == 0  # an answer without a status text has an empty error
-    if int((~failed).sum()) != run.completed:
-        raise unreadable(path, f"is no {TOOL} file that can be read: completed is not what errors and output_lens say")
+    failed = _failed(path, run, output_tokens)
     sent_s = column(run.start_times or ())
     ours = run.sloguard is not None
     known = ours or _queued(run)
@@ -188,3 +185,15 @@ def _requests(path: str, run: VllmRun) -> Requests:
         output_tokens=output_tokens,
         itl_s=itl_s,
     )
+
+
+def _failed(path: str, run: VllmRun, output_tokens: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """[n] by the error, or, for a refusal without a status text has an empty one, by having no tokens: whichever agrees
+    with the file's own totals.
+    """
+    errors = np.array([bool(error) for error in run.errors or ()])
+    for failed in (errors, output_tokens == 0, errors | (output_tokens == 0)):
+        totals = int((~failed).sum()), int(output_tokens[~failed].sum())
+        if totals == (run.completed, run.total_output_tokens):
+            return failed
+    raise unreadable(path, f"is no {TOOL} file that can be read: its totals are not those of errors and output_lens")
