@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import shutil
+from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from paths import REPO
@@ -59,6 +63,17 @@ def test_each_note_stands_once_with_whom_it_holds_for():
     both = [RUNS[1], *read_results(GOLDEN / "vllm_0.32_aggregate.json")]
     assert any(note.startswith("vllm_0.32_aggregate.json: no data per request") for note in runs_notes(both))
     assert "note: guidellm: gaps" in shown(RUNS)
+
+
+def test_the_page_runs_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (block,) = re.findall(r"```python\n(.*?)```", (REPO / "docs" / "interop.md").read_text(), re.DOTALL)
+    for name, file in (("own.json", NAMES[0]), ("vllm.json", NAMES[1])):
+        shutil.copy(GOLDEN / file, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "docs/interop.md", "exec"), {})
+    assert "attainment" in capsys.readouterr().out
 
 
 def test_rows_are_flat_and_fit_for_json():

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from sloguard.load.result_parts import Count, Outside, PositiveOrInf, Rate, checked, column, unreadable
+from sloguard.load.result_parts import Count, Outside, PositiveOrInf, Rate, checked, column, due_column, unreadable
 from sloguard.load.run_figures import TOLD_GOODPUT, Figures, Requests, RunFigures, recomputed, run_figures
 from sloguard.metrics import Dist
 from sloguard.request import End
@@ -149,7 +149,8 @@ def read_aiperf(path: str, documents: Sequence[Any], records: Sequence[Any] | No
         notes.append(AGGREGATES)
     elif figures.failed:
         notes.append(FAILED_ENDS)
-    notes.append(DUE if rated and requests is not None else SENT)
+    counts_from = "sent" if requests is None else requests.counts_from
+    notes.append(DUE if counts_from == "due" else SENT)
     if summary.was_cancelled or summary.is_complete is False:
         notes.append(INCOMPLETE)
     good = _count(summary.good_request_count) if summary.input_config.slos else None
@@ -167,7 +168,7 @@ def read_aiperf(path: str, documents: Sequence[Any], records: Sequence[Any] | No
             request_rate=None if phase is None else phase.rate,
             concurrency=None if phase is None else phase.concurrency,
             burstiness=None if phase is None else _burstiness(phase),
-            counts_from="due" if rated and requests is not None else "sent",
+            counts_from=counts_from,
             slo=_slo(path, summary.input_config.slos),
             attainment=None if good is None or not told.offered else min(good / told.offered, 1.0),
             request_goodput=None if good is None or not figures.duration_s else good / figures.duration_s,
@@ -269,7 +270,7 @@ def _requests(path: str, records: Sequence[OneRecord], *, due: bool) -> Requests
     first_ns = min(record.metadata.request_start_ns for record in records)  # floats would lose a clock's last digits
     sent_s = np.array([(record.metadata.request_start_ns - first_ns) / 1e9 for record in records])
     issued_ns = [record.metadata.credit_issued_ns if due else None for record in records]
-    due_s = column([None if issued is None else (issued - first_ns) / 1e9 for issued in issued_ns])
+    due_s = due_column([None if issued is None else (issued - first_ns) / 1e9 for issued in issued_ns])
     begun_s = np.where(np.isnan(due_s), sent_s, due_s)
     done = np.array([record.end is End.COMPLETED for record in records])
     ttft_s = column([_scalar_s(path, record.metrics.time_to_first_token) for record in records])

@@ -23,6 +23,7 @@ from sloguard.load.result_parts import (
     Seconds,
     checked,
     column,
+    due_column,
     unreadable,
 )
 from sloguard.load.run_figures import TOLD_GOODPUT, Figures, Requests, RunFigures, recomputed, run_figures
@@ -178,7 +179,7 @@ def _run(path: str, version: str | None, benchmark: Benchmark) -> RunFigures:
     if requests is None:
         notes = [AGGREGATES.format(held=len(_rows(benchmark)), offered=told.offered), PACE, NO_GAPS]
     else:
-        notes = [DUE if scheduled else SENT, PACE, NO_GAPS]
+        notes = [DUE if requests.counts_from == "due" else SENT, PACE, NO_GAPS]
     if totals.incomplete:
         notes.append(CUT.format(n=totals.incomplete))
     goodput = None
@@ -198,7 +199,7 @@ def _run(path: str, version: str | None, benchmark: Benchmark) -> RunFigures:
         request_rate=strategy.rate,
         concurrency=strategy.streams,  # max_concurrency is a bound of its workers, not of the load
         burstiness=burstiness,
-        counts_from="due" if scheduled and requests is not None else "sent",
+        counts_from="sent" if requests is None else requests.counts_from,
         slo=None if config.slo is None else config.slo.stage_slo(),
         attainment=metrics.slo_attainment,
         request_goodput=goodput,
@@ -242,7 +243,7 @@ def _requests(benchmark: Benchmark, *, scheduled: bool) -> Requests | None:
     timings = [row.info.timings for _, row in rows]
     done = np.array([end is End.COMPLETED for end in ends])
     sent_s = column([t.request_start for t in timings])
-    due_s = column([t.targeted_start if scheduled else None for t in timings])
+    due_s = due_column([t.targeted_start if scheduled else None for t in timings])
     begun_s = np.where(np.isnan(due_s), sent_s, due_s)
     last_s = column([t.ended_s if t.last_token_iteration is None else t.last_token_iteration for t in timings])
     return Requests(

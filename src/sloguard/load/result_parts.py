@@ -50,6 +50,11 @@ def unreadable(path: str, problem: str) -> SpecError:
     return SpecError("result file", path, " ".join(problem.split()), fix)
 
 
+def due_column(values: Sequence[float | None]) -> NDArray[np.float64]:
+    """[n] instants due; nan throughout where one is None, for latencies of one run count from one kind of instant."""
+    return column(values if None not in values else [None] * len(values))
+
+
 def column(values: Sequence[float | None]) -> NDArray[np.float64]:
     """[n] nan where None."""
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)

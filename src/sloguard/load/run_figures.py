@@ -22,7 +22,8 @@ Floats = NDArray[np.float64]
 class Requests:
     """The requests of a run; arrays are [n >= 1], nan where the file doesn't tell.
 
-    Instants are seconds from any common origin. Latencies count from `due_s`, or from `sent_s` where that is nan.
+    Instants are seconds from any common origin. Latencies count from `due_s`, or from `sent_s` where that is nan,
+    which it is for all requests of a run or for none.
     `CANCELLED` is what the end of the run cut off. `itl_s` [n] holds the gaps between chunks of each, None where the
     file has none.
     """
@@ -42,9 +43,13 @@ class Requests:
         return np.array([one is end for one in self.ends])
 
     @property
+    def counts_from(self) -> Literal["due", "sent"]:
+        return "sent" if np.isnan(self.due_s).any() else "due"
+
+    @property
     def begun_s(self) -> Floats:
         """[n] the instant that latencies count from."""
-        return np.where(np.isnan(self.due_s), self.sent_s, self.due_s)
+        return self.due_s if self.counts_from == "due" else self.sent_s
 
     @property
     def tpot_s(self) -> Floats:

@@ -90,7 +90,7 @@ def _run(path: str, run: VllmRun) -> RunFigures:
         attainment = None if not told.offered else min(good / told.offered, 1.0)
         goodput = good / (figures.duration_s or run.duration)
         notes.append(TOLD_GOODPUT)
-    burstiness = None if run.burstiness is None or run.rate is None or run.rate == np.inf else float(run.burstiness)
+    burstiness = _burstiness(run)
     return run_figures(
         figures,
         file=path,
@@ -108,6 +108,13 @@ def _run(path: str, run: VllmRun) -> RunFigures:
         requests=requests,
         notes=tuple(notes),
     )
+
+
+def _burstiness(run: VllmRun) -> float | None:
+    """None where it meant nothing. `sloguard bench` writes 1 for a workload's own arrivals, too."""
+    if run.burstiness is None or run.rate is None or run.rate == np.inf or (run.sloguard and run.burstiness == 1):
+        return None
+    return float(run.burstiness)
 
 
 def _strategy(run: VllmRun, burstiness: float | None) -> str | None:
