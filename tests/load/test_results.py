@@ -197,7 +197,14 @@ def test_guidellm_requests_that_failed_and_that_were_cut_off():
     assert (cut.completed, cut.failed, cut.unfinished, cut.offered) == (12, 0, 3, 15)
     assert (cut.strategy, cut.concurrency, cut.request_rate, cut.counts_from) == ("concurrent", 3, None, "sent")
     assert (cut.attainment, held_against(cut, PROMISED).attainment) == (1.0, 1.0)
-    assert any("3 requests were cut off" in note for note in cut.notes)
+    assert any("3 of its requests were cut off" in note for note in cut.notes)
+
+
+def test_guidellm_requests_that_it_lost_sight_of_were_offered():
+    run = one(GOLDEN / "guidellm_0.8_lost.json.gz")
+    assert (run.offered, run.completed, run.failed, run.unfinished) == (24, 23, 0, 1)
+    assert (run.requests is not None, run.attainment) == (True, 1.0)
+    assert any(note.startswith("1 of its requests are in no list") for note in run.notes)
 
 
 def test_guidellm_that_kept_a_sample_of_its_requests_is_as_told(tmp_path: Path):

@@ -9,6 +9,7 @@ read. Percentiles are the nearest rank. Where nothing was measured it writes 0 w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,8 @@ DUE = "latencies count from targeted_start; GuideLLM's own from when a worker se
 SENT = "latencies count from when a request was sent: its load has no instants at which requests were due"
 AGGREGATES = "the file holds {held} of {offered} requests, so figures are its own: latencies from when a request was"
 AGGREGATES += " sent, percentiles the nearest rank, TPOT weighted by tokens"
-CUT = "{n} requests were cut off by the end of the run: they are neither completed nor failed"
+LOST = "{n} of its requests are in no list of its file: what became of them is unknown"
+CUT = "{n} of its requests were cut off by the end of the run: neither completed nor failed"
 
 
 class Percentiles(Outside):
@@ -135,6 +137,18 @@ class OneRequest(Outside):
     output_tokens: Count | None = None
 
 
+class State(Outside):
+    """Requests that the scheduler had not seen end when the run was over."""
+
+    queued_requests: Count = 0
+    pending_requests: Count = 0
+    processing_requests: Count = 0
+
+    @property
+    def lost(self) -> int:
+        return self.queued_requests + self.pending_requests + self.processing_requests
+
+
 class Sampled(Outside):
     successful: list[OneRequest] | None = None
     errored: list[OneRequest] | None = None
@@ -146,6 +160,7 @@ class Benchmark(Outside):
     metrics: Metrics
     duration: Seconds
     requests: Sampled = Sampled()
+    scheduler_state: State = State()
 
 
 class Metadata(Outside):
@@ -174,14 +189,13 @@ def _run(path: str, version: str | None, benchmark: Benchmark) -> RunFigures:
     config, metrics = benchmark.config, benchmark.metrics
     scheduled = config.strategy.type_ in SCHEDULED
     told, requests = _told(benchmark), _requests(benchmark, scheduled=scheduled)
-    figures = told if requests is None else recomputed(requests, told)
-    totals = metrics.request_totals
+    figures = told if requests is None else replace(recomputed(requests, told), unfinished=told.unfinished)
     if requests is None:
         notes = [AGGREGATES.format(held=len(_rows(benchmark)), offered=told.offered), PACE, NO_GAPS]
     else:
         notes = [DUE if requests.counts_from == "due" else SENT, PACE, NO_GAPS]
-    if totals.incomplete:
-        notes.append(CUT.format(n=totals.incomplete))
+    counted = ((CUT, metrics.request_totals.incomplete), (LOST, benchmark.scheduler_state.lost))
+    notes += [note.format(n=n) for note, n in counted if n]
     goodput = None
     if metrics.slo_attainment is not None:
         good = metrics.slo_attainment * metrics.slo_determined_requests
@@ -215,7 +229,7 @@ def _told(benchmark: Benchmark) -> Figures:
     return Figures(
         completed=totals.successful,
         failed=totals.errored,
-        unfinished=totals.incomplete,
+        unfinished=totals.incomplete + benchmark.scheduler_state.lost,
         duration_s=duration_s,
         input_tokens=round(metrics.prompt_token_count.successful.total_sum),
         output_tokens=output_tokens,

@@ -64,7 +64,7 @@ class Figures:
 
     completed: int
     failed: int | None = None
-    unfinished: int = 0  # cut off by the end of the run: neither completed nor failed
+    unfinished: int = 0  # cut off by the end of the run, or lost sight of: neither completed nor failed
     duration_s: float | None = None
     input_tokens: int | None = None  # of completed requests
     output_tokens: int | None = None
