@@ -21,9 +21,9 @@ DISTS = ("ttft_s", "tpot_s", "itl_s", "e2el_s", "queue_delay_s")  # the fields o
 
 @dataclass(frozen=True, slots=True)
 class Dist:
-    """Figures of a sample, in seconds. All None where nothing was measured."""
+    """Figures of a sample, in seconds. All None where nothing was measured; each where another tool's file lacks it."""
 
-    n: int = 0
+    n: int | None = 0
     mean: float | None = None
     p50: float | None = None
     p90: float | None = None

@@ -35,14 +35,14 @@ RUN = [
 ]
 
 
-def fields(run: list[Timeline], rate: float | None = 1.0) -> dict:
+def fields(run: list[Timeline], rate: float | None = 1.0, burstiness: float = 1.0) -> dict:
     return to_vllm_json(
         run,
         summarise(run),
         api="completions",
         model="m",
         request_rate=rate,
-        burstiness=1.0,
+        burstiness=burstiness,
         started=datetime(2026, 1, 2),
     )
 
@@ -67,7 +67,7 @@ def written_by_vllm(source: Path) -> set[str]:
 @pytest.mark.vllm
 @pytest.mark.skipif(not SOURCES, reason="no vLLM in .venv-vllm to compare with")
 def test_the_keys_are_those_vllm_writes():
-    assert set(fields(RUN)) == written_by_vllm(SOURCES[0])
+    assert set(fields(RUN)) == written_by_vllm(SOURCES[0]) | {"sloguard"}
 
 
 def test_figures_are_vllms_own_arithmetic():
@@ -99,6 +99,7 @@ def test_goodput_rates_and_empty_runs():
     promised = [timeline(0, [0.2], slo=StageSLO(ttft_s=0.1)), timeline(1, [1.05], slo=StageSLO(ttft_s=0.1))]
     assert fields(promised)["request_goodput"] == pytest.approx(1 / 1.05)
     assert fields(RUN, float("inf"))["request_rate"] == "inf"
+    assert json.loads(json.dumps(fields(RUN, burstiness=float("inf")), allow_nan=False))["burstiness"] == "inf"
     assert fields(RUN, None)["request_rate"] == pytest.approx(4 / 3.3)
     nothing = fields([timeline(0, [], End.FAILED)])
     assert (nothing["completed"], nothing["mean_ttft_ms"], nothing["max_concurrent_requests"]) == (0, 0.0, 0)

@@ -126,6 +126,7 @@ def command(
             "burstiness": _rate_json(burstiness),
             "slo": slo or [],
             "slo_class": slo_class or [],
+            "promised": promised,
             "send_slos": send_slos,
             "tpot_rule": tpot_rule.value,
             "seed": seed,

@@ -1,7 +1,8 @@
 """A run in the field names of `vllm bench serve --save-result --save-detailed` (vLLM 0.32), for tools that read those.
 
 Three fields differ in what they hold: latencies count from the instant a request was due, not sent; `start_times` count
-from the start of the run; `generated_texts` are empty, for texts are not kept.
+from the start of the run; `generated_texts` are empty, for texts are not kept. `sloguard` (as `--metadata sloguard=...`
+would write it) tells such a file from vLLM's own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sloguard import __version__
 from sloguard.contract import Metric, samples_s
 from sloguard.metrics import Summary
 from sloguard.request import End, Timeline
@@ -43,8 +45,9 @@ def to_vllm_json(
         "model_id": model,
         "tokenizer_id": model,
         "num_prompts": summary.offered,
-        "request_rate": rate if rate < float("inf") else "inf",
-        "burstiness": burstiness,
+        "sloguard": __version__,
+        "request_rate": _finite(rate),
+        "burstiness": _finite(burstiness),
         "max_concurrency": None,
         "duration": summary.duration_s,
         "completed": summary.completed,
@@ -68,6 +71,11 @@ def to_vllm_json(
         "rtfx": 0.0,  # of speech models
         **{key: value for m in (Metric.TTFT, Metric.TPOT, Metric.ITL) for key, value in _figures(done, m).items()},
     }
+
+
+def _finite(value: float) -> float | str:
+    """JSON has no infinity: vLLM writes a rate without limit as text."""
+    return value if value < float("inf") else "inf"
 
 
 def _figures(done: Sequence[Timeline], metric: Metric) -> dict[str, float]:
