@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import time
@@ -23,7 +24,7 @@ from urllib.request import urlopen
 import pytest
 import typer
 
-from paths import REPO
+from paths import REPO, SHARED_DATA
 from sloguard.cli.app import app
 
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
@@ -41,12 +42,22 @@ NOT_RUN = {
     r"sloguard profile ": "measures the steps of a real vLLM: tests/cli/test_profile.py",
     r"sloguard serve (?!.*--backend local).*--replicas": "needs Ray: tests/fleet",
     r"sloguard tune .*--workload": "its load is the reader's own: tests/cli/test_tune.py",
+    r"vllm bench serve |guidellm |aiperf ": "other tools: tests/golden/results/README.md says what each made",
     r"vllm serve ": "needs a GPU: tests/cli/test_tune_vllm.py starts the CPU build with such a file",
 }
 FILES = {
     "engine.log": "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n",
     "classes.toml": 'default = "chat"\n\n[classes.chat]\nttft_ms = 500\ntpot_ms = 50\n',
 }
+RESULTS = REPO / "tests" / "golden" / "results"
+COPIES = {  # what a page takes for granted: a file like it
+    "own.json": RESULTS / "sloguard_bench.json",
+    "vllm.json": RESULTS / "vllm_0.32.json",
+    "guidellm.json": RESULTS / "guidellm_0.8.json.gz",
+    "profile_export_aiperf.json": RESULTS / "aiperf_0.13" / "profile_export_aiperf.json",
+    "sloguard_trials_sequential.jsonl": SHARED_DATA / "tuning" / "sloguard_trials_sequential.jsonl",
+}
+STUDY = f"sloguard tune --model {MODEL} --slo-ttft 500 --slo-tpot 50 --out study"  # of a page before
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
@@ -98,6 +109,9 @@ class Shell:
         }
 
     def run(self, command: str) -> None:
+        takes_study = command.startswith(("sloguard export study", "sloguard report study", "sloguard watch study"))
+        if takes_study and not (self.directory / "study").exists():
+            self.run(STUDY)
         if reason := next((why for pattern, why in NOT_RUN.items() if re.match(pattern, command)), None):
             assert reason
             self.parse(command)
@@ -172,6 +186,13 @@ class Shell:
 def test_the_commands_of_a_page_run(page: Path, tmp_path: Path) -> None:
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
+    for name, source in COPIES.items():
+        if source.exists():
+            shutil.copy(source, tmp_path / name)
+    for text in blocks(page, "toml"):
+        if "[arms." in text:
+            short = text.replace("seeds = 3", "seeds = 2").replace("budget = 10", "budget = 2")
+            (tmp_path / "optimizers.toml").write_text(short)
     with ExitStack() as stack:
         shell = Shell(tmp_path, stack)
         for command in commands(page):

@@ -17,7 +17,8 @@ from result_files import GOLDEN, PROMISED, written
 from sloguard.errors import SpecError
 from sloguard.load.results import read_results
 from sloguard.load.run_figures import held_against
-from sloguard.report.runs import runs_rows, runs_table
+from sloguard.report.grids import to_rich
+from sloguard.report.runs import runs_rows, runs_sheet
 from sloguard.slo import StageSLO
 
 ALL = sorted(path for path in GOLDEN.rglob("*") if path.is_file() and path.name != "README.md")
@@ -111,7 +112,7 @@ def test_a_field_missing_or_of_a_wrong_type_never_ends_in_a_traceback(tmp_path_f
         refusal(file)
         return
     assert json.dumps(runs_rows(runs), allow_nan=False)
-    Console(width=120, file=io.StringIO()).print(runs_table(runs))
+    Console(width=120, file=io.StringIO()).print(to_rich(runs_sheet(runs)))
     for run in runs:
         assert run.label is not None
         for slo in (PROMISED, StageSLO(e2el_s=1.0)):

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from paths import REPO
 from sloguard import __version__
-from sloguard.report.comparison import comparison_report, grids, latex_text, p_text, to_latex, to_markdown
+from sloguard.report.comparison import comparison_sheet, p_text
+from sloguard.report.grids import latex_text, to_latex, to_markdown, to_rich
 from sloguard.study.compare import Comparison, compare
 from sloguard.study.runs import StudyRun, TrialRun
 from sloguard.trial import Config
@@ -46,7 +47,7 @@ def made(ours: str = "guided", objective: str = "capacity") -> Comparison:
 def shown(comparison: Comparison, width: int = 160) -> str:
     console = Console(width=width, file=io.StringIO())
     with console.capture() as captured:
-        console.print(comparison_report(comparison))
+        console.print(to_rich(comparison_sheet(comparison)))
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
 
 
@@ -54,8 +55,8 @@ def shown(comparison: Comparison, width: int = 160) -> str:
     ("name", "text"),
     [
         ("comparison.txt", shown(made())),
-        ("comparison.md", to_markdown(made())),
-        ("comparison.tex", to_latex(made()).replace(f"sloguard {__version__}", "sloguard VERSION")),
+        ("comparison.md", to_markdown(comparison_sheet(made()))),
+        ("comparison.tex", to_latex(comparison_sheet(made())).replace(f"sloguard {__version__}", "sloguard VERSION")),
     ],
 )
 def test_output_is_as_it_was_looked_over(name: str, text: str) -> None:
@@ -64,28 +65,28 @@ def test_output_is_as_it_was_looked_over(name: str, text: str) -> None:
 
 @pytest.mark.parametrize(("objective", "unit"), [("capacity", "req/s"), ("goodput", "tok/s"), ("latency", "ms")])
 def test_scores_have_the_unit_of_their_objective(objective: str, unit: str) -> None:
-    measures, tests = grids(made(objective=objective))
+    measures, tests = comparison_sheet(made(objective=objective)).grids
     assert any(row[0] == f"best, {unit}" for row in measures.rows)
     assert sum(row[2].endswith(f" {unit}") for row in tests.rows) == 1
 
 
 def test_a_latency_is_shown_in_milliseconds_above_nought() -> None:
-    best = next(row for row in grids(made(objective="latency"))[0].rows if row[0] == "best, ms")
+    best = next(row for row in comparison_sheet(made(objective="latency")).grids[0].rows if row[0] == "best, ms")
     assert best[1].startswith("1833.33 +- ")
     assert "-1" not in best[1]
 
 
 def test_figures_of_a_simulation_are_called_so_in_every_form() -> None:
-    for text in (shown(made()), to_markdown(made()), to_latex(made())):
+    for text in (shown(made()), to_markdown(comparison_sheet(made())), to_latex(comparison_sheet(made()))):
         assert "Simulated studies by capacity" in text
         assert "figures are a model's" in text
 
 
 def test_without_a_second_label_there_is_nothing_tested() -> None:
     alone = compare([study("random", seed, 2.0) for seed in (1, 2)])
-    assert len(grids(alone)) == 1
+    assert len(comparison_sheet(alone).grids) == 1
     assert "Mann-Whitney" not in shown(alone)
-    check_latex(to_latex(alone))
+    check_latex(to_latex(comparison_sheet(alone)))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def check_latex(text: str) -> None:
 
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=20))
 def test_any_label_makes_latex_that_holds_together(label: str) -> None:
-    check_latex(to_latex(made(label)))
+    check_latex(to_latex(comparison_sheet(made(label))))
 
 
 def test_text_is_shown_in_latex_as_it_is() -> None:
@@ -137,4 +138,4 @@ def test_text_is_shown_in_latex_as_it_is() -> None:
 
 def test_a_label_is_no_markup() -> None:
     assert "│ [red]a" in shown(made("[red]a")).replace(" ", "").replace("│[red]a", "│ [red]a")
-    assert r"\*a\|b\*" in to_markdown(made("*a|b*"))
+    assert r"\*a\|b\*" in to_markdown(comparison_sheet(made("*a|b*")))

@@ -14,7 +14,8 @@ from rich.console import Console
 from paths import REPO
 from sloguard.load.results import read_results
 from sloguard.load.run_figures import RunFigures, held_against
-from sloguard.report.runs import runs_notes, runs_rows, runs_table
+from sloguard.report.grids import to_rich
+from sloguard.report.runs import runs_notes, runs_rows, runs_sheet
 from sloguard.slo import StageSLO
 
 GOLDEN = REPO / "tests" / "golden" / "results"
@@ -24,7 +25,7 @@ RUNS = [run for name in NAMES for run in read_results(GOLDEN / name)]
 
 def shown(runs: list[RunFigures], width: int = 200) -> str:
     console = Console(width=width, file=io.StringIO())
-    console.print(runs_table(runs))
+    console.print(to_rich(runs_sheet(runs)))
     return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -62,7 +63,7 @@ def test_each_note_stands_once_with_whom_it_holds_for():
     assert any(note.startswith("vllm bench serve: latencies count from when a request was sent") for note in notes)
     both = [RUNS[1], *read_results(GOLDEN / "vllm_0.32_aggregate.json")]
     assert any(note.startswith("vllm_0.32_aggregate.json: no data per request") for note in runs_notes(both))
-    assert "note: guidellm: gaps" in shown(RUNS)
+    assert "Note: guidellm: gaps" in shown(RUNS)
 
 
 def test_the_page_runs_as_it_stands(

@@ -32,13 +32,21 @@ def read_results(path: Path, field: str = "result file") -> list[RunFigures]:
     """
     try:
         documents = _documents(path)
-        known = next((f for f in FORMATS if f.fields <= documents[0].keys()), None)
+        known = _format(documents)
         if known is None:
             names = "; ".join(f"{f.name}: {', '.join(sorted(f.fields))}" for f in FORMATS)
             raise unreadable(str(path), f"is of no known tool. Its fields are not those of any ({names})")
         return known.read(path, documents)
     except SpecError as error:
         raise SpecError(field, error.value, error.problem, error.fix) from error
+
+
+def is_result(path: Path) -> bool:
+    """Whether a file is of a tool that is known here."""
+    try:
+        return path.is_file() and _format(_documents(path)) is not None
+    except SpecError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +73,10 @@ FORMATS = (
     Format("aiperf records", frozenset({"metadata", "metrics"}), lambda p, d: read_aiperf_records(str(p), d)),
     Format("vllm bench serve", frozenset({"model_id", "completed"}), lambda p, d: read_vllm(str(p), d)),
 )
+
+
+def _format(documents: Sequence[dict[str, Any]]) -> Format | None:
+    return next((f for f in FORMATS if f.fields <= documents[0].keys()), None)
 
 
 def _documents(path: Path) -> list[dict[str, Any]]:

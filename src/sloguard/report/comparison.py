@@ -1,16 +1,8 @@
-"""A comparison of studies as tables: in a terminal, in Markdown, and in LaTeX (booktabs)."""
+"""A comparison of studies as tables."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-
-from rich.console import Group as Renderables
-from rich.console import RenderableType
-from rich.table import Table
-from rich.text import Text
-
-from sloguard import __version__
+from sloguard.report.grids import Grid, Row, Sheet
 from sloguard.study.compare import (
     BEST,
     CONSISTENCY,
@@ -25,24 +17,9 @@ from sloguard.study.compare import (
 )
 from sloguard.study.stats import FAST
 
-Row = tuple[str, ...]
 # Name, factor and digits of a score.
 UNITS = {"capacity": ("req/s", 1.0, 2), "goodput": ("tok/s", 1.0, 1), "latency": ("ms", 1000.0, 2)}
 DIGITS = {FAST_TRIALS: 2, CONSISTENCY: 3, FIRST_FEASIBLE: 2, FIRST_FAST: 2}
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """A table in words; its first column is of names, the others of figures."""
-
-    title: str
-    head: Row
-    rows: tuple[Row, ...]
-
-
-def grids(comparison: Comparison) -> list[Grid]:
-    """The measures by label, and the tests where there are any."""
-    return [_measures(comparison), *([_tests(comparison)] if comparison.tests else [])]
 
 
 def _measures(comparison: Comparison) -> Grid:
@@ -142,7 +119,7 @@ def p_text(p: float) -> str:
     return f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-def how_read(comparison: Comparison) -> list[str]:
+def _how_read(comparison: Comparison) -> list[str]:
     """What the tables are made by, a line each."""
     unit, factor, digits = UNITS[comparison.objective]
     lines: list[str] = []
@@ -158,80 +135,7 @@ def how_read(comparison: Comparison) -> list[str]:
     return lines
 
 
-def comparison_report(comparison: Comparison) -> RenderableType:
-    """For a terminal."""
-    parts: list[RenderableType] = []
-    for grid in grids(comparison):
-        table = Table(title=Text(grid.title), title_justify="left")
-        for index, name in enumerate(grid.head):
-            table.add_column(Text(name), justify="right" if index else "left")
-        for row in grid.rows:
-            table.add_row(*map(Text, row))
-        parts.append(table)
-    parts += [Text(line, "dim") for line in how_read(comparison)]
-    parts += [Text(f"Caveat: {line}.", "yellow") for line in comparison.caveats]
-    parts += [Text(f"Note: {line}.", "dim") for line in comparison.notes]
-    return Renderables(*parts)
-
-
-def to_markdown(comparison: Comparison) -> str:
-    parts = [f"**{_markdown(grid.title)}**\n\n{_markdown_table(grid)}" for grid in grids(comparison)]
-    said = [*how_read(comparison), *_told(comparison)]
-    return "\n\n".join([*parts, "\n".join(f"- {_markdown(line)}" for line in said)]) + "\n"
-
-
-def _told(comparison: Comparison) -> list[str]:
-    return [*(f"Caveat: {line}." for line in comparison.caveats), *(f"Note: {line}." for line in comparison.notes)]
-
-
-def _markdown_table(grid: Grid) -> str:
-    rule = ("---", *("---:" for _ in grid.head[1:]))
-    return "\n".join(f"| {' | '.join(map(_markdown, row))} |" for row in (grid.head, rule, *grid.rows))
-
-
-def _markdown(text: str) -> str:
-    return re.sub(r"([\\|*_`<\[])", r"\\\1", text)
-
-
-def to_latex(comparison: Comparison) -> str:
-    """Tables to \\input into a document that uses booktabs; what is to be known of them stands below the last."""
-    *others, last = grids(comparison)
-    said = r"\par ".join(map(latex_text, [*how_read(comparison), *_told(comparison)]))
-    below = f"\\begin{{flushleft}}\\footnotesize\n{said}\n\\end{{flushleft}}\n"
-    head = f"% Made by sloguard {__version__} compare. Needs \\usepackage{{booktabs}}.\n"
-    return head + "".join(_latex_table(grid) for grid in others) + _latex_table(last, below)
-
-
-def _latex_table(grid: Grid, below: str = "") -> str:
-    def line(row: Row) -> str:
-        return f"{' & '.join(map(latex_text, row))} \\\\\n"
-
-    return (
-        "\\begin{table}\n\\centering\n"
-        f"\\caption{{{latex_text(grid.title)}}}\n"
-        f"\\begin{{tabular}}{{l{'r' * (len(grid.head) - 1)}}}\n"
-        f"\\toprule\n{line(grid.head)}\\midrule\n{''.join(map(line, grid.rows))}\\bottomrule\n"
-        f"\\end{{tabular}}\n{below}\\end{{table}}\n"
-    )
-
-
-# A bracket or star after the end of a row would be read as an option of it; two hyphens as a dash.
-_LATEX = {
-    "+-": r"$\pm$",
-    "--": "-{}-",
-    "-": "$-$",
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "[": "{[}",
-    "*": "{*}",
-}
-_SPECIAL = re.compile(r"\+-|--|(?<![\w.])-(?=\d)|[\\~^<>|\[*&%$#_{}]")
-
-
-def latex_text(text: str) -> str:
-    """Plain text as LaTeX shows it, in text mode."""
-    return _SPECIAL.sub(lambda found: _LATEX.get(found[0], f"\\{found[0]}"), text)
+def comparison_sheet(comparison: Comparison) -> Sheet:
+    """The measures by label, and the tests where there are any."""
+    tables = (_measures(comparison), *([_tests(comparison)] if comparison.tests else []))
+    return Sheet(tables, tuple(_how_read(comparison)), comparison.caveats, comparison.notes)

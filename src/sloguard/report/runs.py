@@ -6,12 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
 from sloguard.load.run_figures import RunFigures
 from sloguard.metrics import Dist
+from sloguard.report.grids import Grid, Sheet
 
 COUNTS = ("offered", "completed", "failed", "unfinished", "input_tokens", "output_tokens")
 RATES = ("duration_s", "request_throughput", "output_throughput", "request_goodput", "attainment")
@@ -72,26 +69,20 @@ LINES: dict[str, Callable[[RunFigures], str]] = {
 }
 
 
-def runs_table(runs: Sequence[RunFigures]) -> RenderableType:
+def runs_sheet(runs: Sequence[RunFigures]) -> Sheet:
     """A column for each run, and below it, for each tool, how its definitions differ from docs/measuring.md."""
-    table = Table(title="Load tests", title_justify="left")
-    table.add_column("")
-    for run in runs:
-        table.add_column(Text(PurePath(run.file).name), justify="right", overflow="fold")
-    for name, line in LINES.items():
-        cells = [line(run) for run in runs]
-        if any(cell != "-" for cell in cells):
-            table.add_row(name, *map(Text, cells))
-    return Group(table, *(Text(f"note: {note}", "yellow") for note in runs_notes(runs)))
+    rows = ((name, *map(line, runs)) for name, line in LINES.items())
+    kept = tuple(row for row in rows if any(cell != "-" for cell in row[1:]))
+    return Sheet((Grid("Load tests", ("", *(PurePath(run.file).name for run in runs)), kept),), notes=runs_notes(runs))
 
 
-def runs_notes(runs: Sequence[RunFigures]) -> list[str]:
+def runs_notes(runs: Sequence[RunFigures]) -> tuple[str, ...]:
     """The notes of all runs, each once, after the names of the tools, or of the files, that it holds for."""
     held: dict[str, list[RunFigures]] = {}
     for run in runs:
         for note in run.notes:
             held.setdefault(note, []).append(run)
-    return [f"{_whose(runs, those)}: {note}" for note, those in held.items()]
+    return tuple(f"{_whose(runs, those)}: {note}" for note, those in held.items())
 
 
 def _whose(runs: Sequence[RunFigures], those: Sequence[RunFigures]) -> str:
