@@ -13,6 +13,7 @@ from sloguard.space.flags import to_yaml
 from sloguard.space.layout import LAYOUT, Layout
 from sloguard.space.policies import of_policy
 from sloguard.study.build import engine_policy
+from sloguard.study.record import BEST_NAME
 from sloguard.study.results import Results
 from sloguard.study.runner import Study
 from sloguard.study.spec import StudySpec
@@ -29,9 +30,9 @@ def write_results(out: Path, spec: StudySpec, study: Study, results: Results, wa
     if results.best and serve_command_of(study, results):
         config, options = of_policy(results.best.overrides)
         fixed = {"model": _anywhere(spec.model), **_fixed(spec, study), **_scheduling(spec, options)}
-        write_text_atomic(out / "best.yaml", to_yaml(config, fixed))
+        write_text_atomic(out / BEST_NAME, to_yaml(config, fixed))
     else:
-        (out / "best.yaml").unlink(missing_ok=True)
+        (out / BEST_NAME).unlink(missing_ok=True)
     return summary
 
 

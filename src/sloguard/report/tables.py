@@ -16,6 +16,8 @@ from sloguard.trial import Config, Crashed, Measured, Refused, Trial
 
 RUN_TO_RUN_NOISE = 0.069  # spread reported over six identical vLLM runs (arXiv 2604.17627)
 
+SIMULATED = "Simulated engine: figures are a model's, times are virtual. Confirm on the real one."
+
 INF = float("inf")
 STYLES = {Judgement.MET: "green", Judgement.MISSED: "yellow", Judgement.UNKNOWN: "magenta"}
 
@@ -26,8 +28,7 @@ def trial_line(trial: Trial, goal: Goal) -> Text:
     tail = f"  {trial.cost_s:7.1f} s"
     match trial.outcome:
         case Measured(summary=summary, verdict=verdict):
-            dropped = trial.capacity is not None and trial.capacity.dropped
-            status = "feasible" if trial.feasible else "dropped" if dropped else str(verdict.judgement)
+            status = status_of(trial)
             remarks = [*_search_text(trial), *(check_text(check) for check in verdict.checks)]
             if verdict.attained:
                 remarks.append(attained_text(verdict.attained))
@@ -40,10 +41,22 @@ def trial_line(trial: Trial, goal: Goal) -> Text:
             what = f"{score_text(goal.score(trial), goal)}  {', '.join(remarks)}"
             style = STYLES[verdict.judgement]
         case Crashed(crash=crash):
-            status, what, style = "crashed", f"{crash.category}/{crash.cause}: {crash.line}", "red"
+            status, what, style = status_of(trial), f"{crash.category}/{crash.cause}: {crash.line}", "red"
         case Refused(reason=reason):
-            status, what, style = "refused", reason, "cyan"
+            status, what, style = status_of(trial), reason, "cyan"
     return Text.assemble(head, (f"{status:<9}", style), tail, "  ", what)
+
+
+def status_of(trial: Trial) -> str:
+    """feasible, dropped, missed, unknown, crashed or refused."""
+    match trial.outcome:
+        case Measured(verdict=verdict):
+            dropped = trial.capacity is not None and trial.capacity.dropped
+            return "feasible" if trial.feasible else "dropped" if dropped else str(verdict.judgement)
+        case Crashed():
+            return "crashed"
+        case Refused():
+            return "refused"
 
 
 def score_text(score: float | None, goal: Goal) -> str:
@@ -92,20 +105,19 @@ def check_text(check: Check) -> str:
 
 def study_report(results: Results, simulated: bool) -> RenderableType:
     """The end of a study: verdict, best beside default, crashes by cause, what to be wary of."""
-    parts: list[RenderableType] = [Text(""), _verdict(results)]
+    parts: list[RenderableType] = [Text(""), verdict(results)]
     if simulated:
-        parts.append(
-            Text("Simulated engine: figures are a model's, times are virtual. Confirm on the real one.", "dim")
-        )
+        parts.append(Text(SIMULATED, "dim"))
     if results.best or results.closest:
         parts.append(_comparison(results))
     if results.crashes or results.avoided:
         parts.append(_crashes(results))
-    parts += [Text(line, "yellow") for line in _warnings(results)]
+    parts += [Text(line, "yellow") for line in warnings_on(results)]
     return Group(*parts)
 
 
-def _verdict(results: Results) -> Text:
+def verdict(results: Results) -> Text:
+    """What to deploy and how sure that is, in one or two sentences."""
     best, default = results.best, results.default
     if best is None:
         return _infeasible(results)
@@ -227,7 +239,8 @@ def _crashes(results: Results) -> Table:
     return table
 
 
-def _warnings(results: Results) -> Iterator[str]:
+def warnings_on(results: Results) -> Iterator[str]:
+    """What a reader of the figures must know."""
     trials = len(results.trials)
     if results.client_limited:
         yield f"CLIENT-LIMITED: the client lagged in {results.client_limited} of {trials} trials (docs/measuring.md)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,16 @@ class StudySpec:
         """All of it in JSON's own types; an infinite rate is written "inf"."""
         rate = "inf" if self.request_rate == float("inf") else self.request_rate
         return {**asdict(self), "request_rate": rate, "priors": list(self.priors)}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> StudySpec:
+        """The inverse of `to_json`; what this version has no field for is left out. Raises SpecError, TypeError or
+        ValueError where `data` is no such record.
+        """
+        known = {one.name: data[one.name] for one in fields(StudySpec) if one.name in data}
+        rate = known.get("request_rate")
+        priors = tuple(known.get("priors", ()))
+        return StudySpec(**{**known, "request_rate": None if rate is None else float(rate), "priors": priors})
 
     @property
     def digest(self) -> str:
