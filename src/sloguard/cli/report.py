@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sloguard.errors import SpecError
-from sloguard.page.page import Page, render, write_figures
+from sloguard.page.page import render, write_figures
 from sloguard.page.tune import tune_page
 from sloguard.report.files import check_writable, write_text_atomic
 from sloguard.study.record import read_record
@@ -16,11 +16,11 @@ from sloguard.study.record import read_record
 PAGE_NAME = "report.html"
 
 
-def save_page(directory: Path, target: Path) -> Page:
-    """Writes the page of the study in `directory`. Raises SpecError, LogError."""
-    page = tune_page(read_record(directory))
-    write_text_atomic(target, render(page))
-    return page
+def leave_page(directory: Path) -> Path:
+    """Writes the page of the study in `directory` beside it, and says where. Raises SpecError, LogError."""
+    target = directory / PAGE_NAME
+    write_text_atomic(target, render(tune_page(read_record(directory))))
+    return target
 
 
 def command(
@@ -41,9 +41,10 @@ def command(
         raise SpecError("DIR", directory, "is no directory", "Give the --out directory of `sloguard tune`.")
     target = source / PAGE_NAME if out is None else out
     check_writable("--out", target)
-    page = save_page(source, target)
-    typer.echo(f"The page is {target}")
+    page = tune_page(read_record(source))
     if figures is not None:
         written = write_figures(page, figures)
         typer.echo(f"{len(written)} files of figures are in {figures}/")
+    write_text_atomic(target, render(page))
+    typer.echo(f"The page is {target}")
     return 0

@@ -17,7 +17,7 @@ import typer
 from sloguard import __version__
 from sloguard.cli.options import api_key_from, parse_engine_args
 from sloguard.cli.progress import StudyProgress, counted, plain_console
-from sloguard.cli.report import PAGE_NAME, save_page
+from sloguard.cli.report import PAGE_NAME, leave_page
 from sloguard.cli.tune_lanes import lanes_of
 from sloguard.cli.tune_results import serve_command_of, write_results
 from sloguard.errors import SpecError
@@ -209,8 +209,7 @@ def command(
             results = Results(log.trials(), spec.goal, spec.try_default)
             summary = write_results(log.directory, spec, study, results, time.monotonic() - started_s)
             if results.trials:
-                save_page(log.directory, log.directory / PAGE_NAME)
-                typer.echo(f"report: {log.directory / PAGE_NAME}", err=True)
+                typer.echo(f"report: {leave_page(log.directory)}", err=True)
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
     else:
