@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from sloguard.page.page import Beside, Block, Case, Code, Figure, Page, Section, Table, Tile
+from sloguard.page.page import Beside, Block, Case, Code, Figure, Page, Section, Table, Tile, render
 from sloguard.page.tune import headline, tune_page, verdict_of
 from sloguard.page.tune_kept import confirmation_section, headroom_section, latency_section, rates_section
 from sloguard.page.tune_knobs import knobs_section
@@ -191,13 +191,15 @@ def test_knobs_are_told_by_strength_with_the_map_of_the_first_two() -> None:
 
 
 def test_a_study_of_latency_reads_in_milliseconds() -> None:
-    trials = [trial(n, at_a_rate(0.1 * n, 2.0), seqs=2**n) for n in range(1, 8)]
+    trials = [trial(n, at_a_rate(0.1 * n, 2.0), seqs=2**n, fast=n % 2 == 0) for n in range(1, 8)]
     made = record(trials, objective="latency", slo_s={}, slo_p99_s={"ttft": 2.0})
     page = tune_page(made)
     assert page.verdict.headline == "Keep the default"
     (table,) = tables(trials_section(made))
     assert table.columns[2].name == "mean latency, ms"
     assert [row[2].text for row in table.rows][:2] == ["280.0", "380.0"]
+    assert {"knob-seqs", "knob-fast", "knob-pair"} <= {figure.name for figure in page.figures}
+    assert "<svg" in render(page)
 
 
 def test_a_server_of_somebody_else_has_no_knobs_and_nothing_to_apply() -> None:

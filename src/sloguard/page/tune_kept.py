@@ -74,7 +74,8 @@ def _rate_text(trial: Trial) -> str:
     found = trial.capacity
     if found is None:
         return "its rate"
-    return f"{found.low or found.high:.3g} req/s"
+    rate = found.low or found.high
+    return f"{rate:.2f} req/s" if rate >= 1 else f"{rate:.3g} req/s"
 
 
 def _bars(spec: StudySpec, name: str, outcome: Measured) -> list[Bar]:

@@ -66,7 +66,8 @@ def _panel(one: Effect, found: Effects, trials: list[Trial], goal: Goal, limits:
     name = one.knob.name
     at = [(place(trial, found.space), trial) for trial in trials]
     marks = [(config[name], dot_of(trial, goal, 0.0)) for config, trial in at if name in config]
-    band = [shown(y, goal) for y in one.low], [shown(y, goal) for y in one.high]
+    ends = [sorted((shown(a, goal), shown(b, goal))) for a, b in zip(one.low, one.high, strict=True)]
+    band = [low for low, _ in ends], [high for _, high in ends]  # of a latency the least score is the largest figure
     return Figure(
         f"knob-{_slug(name)}",
         plain(name),
