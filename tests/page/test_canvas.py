@@ -15,7 +15,7 @@ SIZE = (300, 200)
 
 def scene(axes, ink: Ink) -> None:
     axes.plot([1, 2], [1, 4], "o-", color=ink["accent"], gid=ink.tip(HOSTILE))
-    axes.axvspan(1, 1.5, color=ink["crash"], alpha=0.2)
+    axes.axvspan(1, 1.5, color=ink["crash"], alpha=0.2, gid=ink.crisp)
     axes.set_xlabel(plain(HOSTILE))
 
 
@@ -42,7 +42,8 @@ def test_hostile_text_is_text() -> None:
     assert svg.count("&lt;script&gt;alert") == 2
     assert "<title>" in svg
     assert "$x^2$" in svg
-    assert "tip:" not in picture(scene, SIZE, "svg", "a").decode()
+    assert svg.count('shape-rendering="crispEdges"') == 1
+    assert not {"tip:", 'id="crisp"'} & set(re.findall(r'tip:|id="crisp"', picture(scene, SIZE, "svg", "a").decode()))
 
 
 def test_equal_drawings_give_equal_bytes() -> None:

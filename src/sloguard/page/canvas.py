@@ -41,25 +41,30 @@ _RC: dict[Any, Any] = {
     "path.simplify": True,
 }
 _POINTS_INCH = 72  # an SVG of matplotlib's has that many units an inch
-_TIP = "tip: "
+_TIP, _CRISP = "tip: ", "crisp"
 _NUMBER = re.compile(r"-?\d+\.\d+")
 _REFERENCE = re.compile(r"(?:^|url\()#([\w.-]+)")
 
 
 class Ink:
-    """Colours by name, and texts shown when a mark is pointed at."""
+    """Colours by name, and in a page what a mark says when it is pointed at."""
 
-    __slots__ = ("_colours", "_tips")
+    __slots__ = ("_colours", "_page")
 
-    def __init__(self, colours: Mapping[str, str], *, tips: bool) -> None:
-        self._colours, self._tips = colours, tips
+    def __init__(self, colours: Mapping[str, str], *, page: bool) -> None:
+        self._colours, self._page = colours, page
 
     def __getitem__(self, name: str) -> str:
         return self._colours[name]
 
     def tip(self, text: str) -> str | None:
         """The `gid` that gives a mark this text."""
-        return f"{_TIP}{plain(text)}" if self._tips else None
+        return f"{_TIP}{plain(text)}" if self._page else None
+
+    @property
+    def crisp(self) -> str | None:
+        """The `gid` of what has to meet its neighbour without a seam."""
+        return _CRISP if self._page else None
 
 
 Draw = Callable[["Axes", Ink], None]
@@ -74,7 +79,7 @@ def plain(text: object, most: int = 60) -> str:
 
 def inline_svg(draw: Draw, size: Size, prefix: str) -> str:
     """An `<svg>` element for HTML: colours are CSS variables, text has the page's font, ids begin with `prefix`."""
-    root = ElementTree.fromstring(_saved(draw, size, "svg", Ink(_STANDINS, tips=True), prefix).decode())  # noqa: S314
+    root = ElementTree.fromstring(_saved(draw, size, "svg", Ink(_STANDINS, page=True), prefix).decode())  # noqa: S314
     _strip(root)
     _rename_ids(root, prefix)
     root.attrib.clear()
@@ -88,7 +93,7 @@ def inline_svg(draw: Draw, size: Size, prefix: str) -> str:
 
 def picture(draw: Draw, size: Size, suffix: str, name: str) -> bytes:
     """The figure as a file of its own, `png` or `svg`, in the light palette."""
-    return _saved(draw, size, suffix, Ink(LIGHT, tips=False), name)
+    return _saved(draw, size, suffix, Ink(LIGHT, page=False), name)
 
 
 def _saved(draw: Draw, size: Size, suffix: str, ink: Ink, salt: str) -> bytes:
@@ -165,5 +170,7 @@ def _rename_ids(root: ElementTree.Element, prefix: str) -> None:
             title = ElementTree.Element("title")
             title.text = own.removeprefix(_TIP)
             element.insert(0, title)
+        elif own == _CRISP:
+            element.attrib["shape-rendering"] = "crispEdges"
         elif own in used:
             element.attrib["id"] = f"{prefix}-{own}"

@@ -194,7 +194,7 @@ def heat(
             for level, run in groupby(zip(levels, columns, strict=True), key=itemgetter(0)):
                 ends = [edge for _, edges in run for edge in edges]  # neighbours of a shade as one: no seams
                 tile = Rectangle((ends[0], bottom), ends[-1] - ends[0], top - bottom, facecolor=ink["accent"])
-                tile.set(alpha=0.05 + 0.55 * level / (SHADES - 1), linewidth=0)
+                tile.set(alpha=0.05 + 0.55 * level / (SHADES - 1), linewidth=0, gid=ink.crisp)
                 axes.add_patch(tile)
         for first, second, one in trials:
             at = (position(knobs[0], first), position(knobs[1], second))

@@ -32,7 +32,7 @@ def knobs_section(record: Record) -> Section:
     blocks: list[Block] = [Figures(tuple(panels[:SHOWN]), small=True)]
     if panels[SHOWN:]:
         rest = Figures(tuple(panels[SHOWN:]), small=True)
-        blocks.append(More(f"The other {counted(len(rest.figures), 'knob')}", (rest,)))
+        blocks.append(More(f"{counted(len(rest.figures), 'more knob')}", (rest,)))
     table = _table(found, results.goal)
     if found.pair is None:
         blocks.append(table)

@@ -77,7 +77,7 @@ def _told(results: Results, best: float | None) -> str:
 
 
 def _legend(tried: Sequence[Trial], steps: Sequence[tuple[float, float]], goal: Goal) -> str:
-    seen = {status_of(trial) for trial in tried}
+    seen = {status_of(trial) for trial in tried if dot_of(trial, goal, 0).y is None or status_of(trial) == "dropped"}
     up = -1 if goal.objective == "latency" else 1
     if any(up * after < up * before for (_, before), (_, after) in pairwise(steps)):
         seen.add("doubted")
@@ -103,9 +103,9 @@ def crash_section(record: Record) -> Section:
         head = (Column("reason"), Column("configs", number=True))
         blocks.append(Table("Configs that were not started, because they provably can't run", head, refused))
     share = f"{len(crashed)} of {counted(len(results.trials), 'trial')} crashed and took {time_text(results.wasted_s)}"
-    lead = f"{share}; {results.avoided} more were refused without a start." if crashed else "No trial crashed."
-    if not crashed and results.avoided:
-        lead = f"No trial crashed; {counted(results.avoided, 'config')} would have, and cost nothing."
+    lead = f"{share}." if crashed else "No trial crashed."
+    if results.avoided:
+        lead += f" {counted(results.avoided, 'config')} would have, and cost nothing."
     return Section("crashes", "What crashed, and why", lead, tuple(blocks))
 
 
