@@ -105,7 +105,7 @@ def test_crashes_are_told_by_cause_with_line_and_remedy() -> None:
     assert (case.title, case.detail) == ("oom/gpu_memory", "2 trials (2, 6), 45 s lost")
     assert (case.quote, case.remedy) == ("CUDA out of memory", "Use less: CUDA out of memory")
     assert texts(tables(section)[0]) == [["no room: CUDA out of memory", "1"]]
-    assert section.lead == "2 of 13 trials crashed and took 45 s. 1 config would have, and cost nothing."
+    assert section.lead == "2 of 13 trials crashed and took 45 s. 1 more config would not have run: refused."
 
 
 def test_the_best_so_far_is_told_in_words_too() -> None:

@@ -101,11 +101,11 @@ def crash_section(record: Record) -> Section:
         blocks.append(Case(f"{category}/{cause}", times, same[0][1].line, same[0][1].hint))
     if refused := _refused(results):
         head = (Column("reason"), Column("configs", number=True))
-        blocks.append(Table("Configs that were not started, because they provably can't run", head, refused))
+        blocks.append(Table("Configs that were refused", head, refused))
     share = f"{len(crashed)} of {counted(len(results.trials), 'trial')} crashed and took {time_text(results.wasted_s)}"
     lead = f"{share}." if crashed else "No trial crashed."
     if results.avoided:
-        lead += f" {counted(results.avoided, 'config')} would have, and cost nothing."
+        lead += f" {counted(results.avoided, 'more config' if crashed else 'config')} would not have run: refused."
     return Section("crashes", "What crashed, and why", lead, tuple(blocks))
 
 
