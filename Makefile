@@ -3,15 +3,15 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 DEMO_DIR ?= demo-study
 
-.PHONY: demo test check test-vllm test-ray test-bo docs bench clean
+.PHONY: demo test check test-browser test-vllm test-ray test-bo docs bench clean
 
 demo: .venv/.installed ## A crash-aware tuning study on a simulated GPU, with a report at the end
 	rm -rf $(DEMO_DIR)
 	$(BIN)/sloguard tune --engine sim --gpu A100-40GB --model meta-llama/Llama-3.1-8B --budget 15 --seed 42 \
 	  --slo-ttft 400 --slo-tpot 25 --out $(DEMO_DIR)
 
-test: check ## Lint, types and every test that needs neither vLLM nor Ray
-	$(BIN)/python -m pytest -n auto -m "not vllm and not ray"
+test: check ## Lint, types and every test that needs no vLLM, Ray or browser
+	$(BIN)/python -m pytest -n auto -m "not vllm and not ray and not browser"
 
 check: .venv/.installed
 	$(BIN)/ruff format --check .
@@ -28,6 +28,12 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 test-vllm: .venv/.installed .venv-vllm/.installed .venv-vllm-oldest/.installed ## Tests that start a real vLLM on the CPU
 	$(BIN)/python -m pytest -n 2 -m vllm tests/plugins tests/sched
 	$(BIN)/python -m pytest -m vllm --ignore tests/plugins --ignore tests/sched
+
+# Debian's Chromium, where there is none and it may be had; without one the tests are skipped, and say so.
+test-browser: .venv/.installed ## The report page in a real browser
+	command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq --no-install-recommends chromium; } || true
+	$(BIN)/python -m pytest -m browser tests/page
 
 test-ray: .venv-ray/.installed ## Tests on a real Ray, in a network of their own: Ray listens beyond loopback
 	unshare --map-root-user --net sh -c 'ip link set lo up && exec .venv-ray/bin/python -m pytest -m ray'

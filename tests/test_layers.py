@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "engine": {"words", "perf", "sched", "route", "sim", "space", "load", "workload", "plugins"},
     "study": {"words", "workload", "perf", "space", "optim", "sched", "route", "sim", "engine"},
     "report": {"words", "optim", "sched", "sim", "load", "study"},
+    "page": {"words", "space", "optim", "study", "report"},
     "fleet": {"words", "sched", "route", "plugins", "engine", "study", "report"},
     "cli": {
         "words",
@@ -56,6 +57,7 @@ MAY_IMPORT = {
         "fleet",
         "study",
         "report",
+        "page",
     },
 }
 
@@ -68,7 +70,8 @@ HOMES = {
     "torch": {"optim/constrained.py"},
     "sklearn": {"optim/forest.py"},
     "pynvml": {"engine/gpu_detect.py", "engine/gpu_memory.py"},
-    "matplotlib": {"report/capacity_figure.py"},
+    "matplotlib": {"report/capacity_figure.py", "page/canvas.py", "page/figures.py"},
+    "jinja2": {"page/page.py"},
     "vllm": {"plugins/vllm_scheduler.py"},
     "prometheus_client": {
         "plugins/meters.py",

@@ -115,6 +115,8 @@ def test_interrupted_it_ends_cleanly_and_says_how_to_go_on(tmp_path: Path) -> No
     assert process.returncode == 128 + signal.SIGTERM
     assert "--resume" in errors.splitlines()[-1]
     assert "Traceback" not in errors
+    assert f"report: {out / 'report.html'}" in errors
+    assert "configs were tried" in (out / "report.html").read_text()
 
 
 def test_json_is_the_summary_and_nothing_else(tmp_path: Path) -> None:

@@ -12,7 +12,20 @@ from typing import Annotated, NoReturn
 import typer
 
 from sloguard import __version__
-from sloguard.cli import bench, capacity, classify, compare, doctor, export, profile, serve, simulate, study, tune
+from sloguard.cli import (
+    bench,
+    capacity,
+    classify,
+    compare,
+    doctor,
+    export,
+    profile,
+    report,
+    serve,
+    simulate,
+    study,
+    tune,
+)
 from sloguard.errors import SloguardError
 
 EXIT_BAD_INPUT = 2
@@ -30,7 +43,7 @@ app = typer.Typer(
     help="LLM serving that keeps its latency promises: tune vLLM under SLOs, serve each request by its own, compare "
     "schedulers, measure honestly, explain crashes.",
 )
-for module in (tune, study, compare, export, serve, profile, bench, simulate, capacity, classify, doctor):
+for module in (tune, report, study, compare, export, serve, profile, bench, simulate, capacity, classify, doctor):
     app.command(module.__name__.rpartition(".")[2])(module.command)
 
 

@@ -14,7 +14,7 @@ from sloguard.report.files import check_writable, write_text_atomic
 from sloguard.report.trials_csv import to_csv
 from sloguard.study.log import LOG_NAME, StudyLog
 from sloguard.study.optuna_storage import write_optuna
-from sloguard.study.read_runs import read_header
+from sloguard.study.record import read_header
 from sloguard.study.results import Results
 from sloguard.study.spec import StudySpec
 from sloguard.trial import Trial

@@ -17,6 +17,7 @@ import typer
 from sloguard import __version__
 from sloguard.cli.options import api_key_from, parse_engine_args
 from sloguard.cli.progress import StudyProgress, counted, plain_console
+from sloguard.cli.report import PAGE_NAME, leave_page
 from sloguard.cli.tune_lanes import lanes_of
 from sloguard.cli.tune_results import serve_command_of, write_results
 from sloguard.errors import SpecError
@@ -31,7 +32,7 @@ from sloguard.study.runner import Study, run_study
 from sloguard.study.spec import ATTAINMENT, LOAD_S, StudySpec, digest_of
 
 EXIT_INFEASIBLE = 3
-RESULT_FILES = ("study.jsonl", "summary.json", "best.yaml", "trials")
+RESULT_FILES = (PAGE_NAME, "study.jsonl", "summary.json", "best.yaml", "trials")
 FLAGS = {
     "slo_p99_s": "--slo-*-p99 (in seconds)",
     "slo_s": "--slo-* (in seconds)",
@@ -207,6 +208,8 @@ def command(
         finally:  # what is known when a study is interrupted or the machine fails is as good as at its end
             results = Results(log.trials(), spec.goal, spec.try_default)
             summary = write_results(log.directory, spec, study, results, time.monotonic() - started_s)
+            if results.trials:
+                typer.echo(f"report: {leave_page(log.directory)}", err=True)
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
     else:

@@ -13,6 +13,7 @@ from sloguard.space.flags import to_yaml
 from sloguard.space.layout import LAYOUT, Layout
 from sloguard.space.policies import of_policy
 from sloguard.study.build import engine_policy
+from sloguard.study.record import BEST_NAME
 from sloguard.study.results import Results
 from sloguard.study.runner import Study
 from sloguard.study.spec import StudySpec
@@ -27,9 +28,9 @@ def write_results(out: Path, spec: StudySpec, study: Study, results: Results, wa
     summary = results.to_json(wall_s)
     write_text_atomic(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     if results.best and serve_command_of(study, results):
-        write_text_atomic(out / "best.yaml", serve_yaml(spec, results.best))
+        write_text_atomic(out / BEST_NAME, serve_yaml(spec, results.best))
     else:
-        (out / "best.yaml").unlink(missing_ok=True)
+        (out / BEST_NAME).unlink(missing_ok=True)
     return summary
 
 

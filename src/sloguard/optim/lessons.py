@@ -50,6 +50,12 @@ def _flattened(lesson: Lesson, top: float) -> Lesson:
     return replace(lesson, y=top - DEPTH * (1 - slope), extra=lesson.extra * slope**2)
 
 
+def score_at(y: float, top: float, goal: Goal) -> float:
+    """The score that `values` tells as `y`, `top` being the largest of its lessons: its inverse, but for the floor."""
+    log_score = top + DEPTH * math.log(max(1 - (top - y) / DEPTH, math.exp(-FLOOR)))
+    return -math.exp(-log_score) if goal.objective == "latency" else math.exp(log_score)
+
+
 def starts(trials: Sequence[Trial]) -> list[Lesson]:
     return [Lesson(i, FAILED if _fails(t, "startup") else RAN) for i, t in enumerate(trials)]
 

@@ -28,15 +28,20 @@ def _unfinished(path: Path) -> Path:
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Writes `text` (UTF-8) so that `path` holds either what it held before or all of it, even after a crash.
+    """`write_bytes_atomic` of `text` in UTF-8."""
+    write_bytes_atomic(path, text.encode())
+
+
+def write_bytes_atomic(path: Path, content: bytes) -> None:
+    """Writes `content` so that `path` holds either what it held before or all of it, even after a crash.
 
     Raises SpecError where the place can't be written.
     """
     unfinished = _unfinished(path)
     try:
         try:
-            with unfinished.open("w", encoding="utf-8") as file:
-                file.write(text)
+            with unfinished.open("wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             unfinished.replace(path)

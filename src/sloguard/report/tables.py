@@ -15,6 +15,8 @@ from sloguard.study.confirm import RUN_TO_RUN_NOISE
 from sloguard.study.results import Results, binding_check
 from sloguard.trial import Config, Crashed, Measured, Refused, Trial
 
+SIMULATED = "Simulated engine: figures are a model's, times are virtual. Confirm on the real one."
+
 INF = float("inf")
 STYLES = {Judgement.MET: "green", Judgement.MISSED: "yellow", Judgement.UNKNOWN: "magenta"}
 
@@ -40,11 +42,11 @@ def trial_line(trial: Trial, goal: Goal) -> Text:
             what, style = f"{crash.category}/{crash.cause}: {crash.line}", "red"
         case Refused(reason=reason):
             what, style = reason, "cyan"
-    return Text.assemble(head, (f"{status_text(trial):<9}", style), tail, "  ", what)
+    return Text.assemble(head, (f"{status_of(trial):<9}", style), tail, "  ", what)
 
 
-def status_text(trial: Trial) -> str:
-    """In one word: feasible, dropped, missed, unknown, crashed or refused."""
+def status_of(trial: Trial) -> str:
+    """feasible, dropped, missed, unknown, crashed or refused."""
     match trial.outcome:
         case Measured(verdict=verdict):
             dropped = trial.capacity is not None and trial.capacity.dropped
@@ -101,20 +103,19 @@ def check_text(check: Check) -> str:
 
 def study_report(results: Results, simulated: bool) -> RenderableType:
     """The end of a study: verdict, best beside default, crashes by cause, what to be wary of."""
-    parts: list[RenderableType] = [Text(""), _verdict(results)]
+    parts: list[RenderableType] = [Text(""), verdict(results)]
     if simulated:
-        parts.append(
-            Text("Simulated engine: figures are a model's, times are virtual. Confirm on the real one.", "dim")
-        )
+        parts.append(Text(SIMULATED, "dim"))
     if results.best or results.closest:
         parts.append(_comparison(results))
     if results.crashes or results.avoided:
         parts.append(_crashes(results))
-    parts += [Text(line, "yellow") for line in _warnings(results)]
+    parts += [Text(line, "yellow") for line in warnings_on(results)]
     return Group(*parts)
 
 
-def _verdict(results: Results) -> Text:
+def verdict(results: Results) -> Text:
+    """What to deploy and how sure that is, in one or two sentences."""
     best, default = results.best, results.default
     if best is None:
         return _infeasible(results)
@@ -236,7 +237,8 @@ def _crashes(results: Results) -> Table:
     return table
 
 
-def _warnings(results: Results) -> Iterator[str]:
+def warnings_on(results: Results) -> Iterator[str]:
+    """What a reader of the figures must know."""
     trials = len(results.trials)
     if results.client_limited:
         yield f"CLIENT-LIMITED: the client lagged in {results.client_limited} of {trials} trials (docs/measuring.md)"

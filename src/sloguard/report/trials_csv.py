@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 
 from sloguard.optim.base import Goal
-from sloguard.report.tables import status_text
+from sloguard.report.tables import status_of
 from sloguard.trial import Crashed, Trial
 
 SCORES = {"capacity": "capacity_requests_s", "goodput": "goodput_tokens_s", "latency": "latency_s"}
@@ -29,7 +29,7 @@ def to_csv(trials: Sequence[Trial], goal: Goal) -> str:
         rows.writerow(
             [
                 trial.number,
-                status_text(trial),
+                status_of(trial),
                 -score if score is not None and goal.objective == "latency" else score,
                 trial.recheck,
                 crash and crash.category,

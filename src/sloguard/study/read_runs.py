@@ -18,11 +18,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sloguard.errors import LogError, SpecError
+from sloguard.errors import SpecError
 from sloguard.study.confirm import explored
 from sloguard.study.log import LOG_NAME, StudyLog
 from sloguard.study.prior import SIMULATION
 from sloguard.study.published import read_published
+from sloguard.study.record import read_header
 from sloguard.study.results import Results
 from sloguard.study.runs import StudyRun, TrialRun
 from sloguard.study.spec import StudySpec
@@ -96,17 +97,6 @@ def _studies(path: Path) -> list[Path]:
     if not inside:
         raise SpecError(FIELD, str(path), "holds no study", f"Name the --out of `sloguard tune` ({LOG_NAME} is in it).")
     return inside
-
-
-def read_header(log: StudyLog) -> tuple[StudySpec, dict[str, Any]]:
-    """What a study was asked, and its header. Raises LogError where that can't be read."""
-    header = log.header()
-    try:
-        return StudySpec.from_json(header["spec"]), header
-    except (TypeError, ValueError, SpecError) as error:
-        raise LogError(
-            f"{log.path}, line 1: its spec can't be read ({error}). Restore the file from a copy."
-        ) from error
 
 
 def _study(directory: Path) -> Found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -125,12 +125,13 @@ class StudySpec:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> StudySpec:
-        """The inverse of `to_json`; fields that an older sloguard did not write have their defaults. Raises TypeError,
-        ValueError or SpecError where `data` is no such record.
+        """The inverse of `to_json`; what this version has no field for is left out. Raises SpecError, TypeError or
+        ValueError where `data` is no such record.
         """
-        rate = data.get("request_rate")
-        told = {**data, "request_rate": None if rate is None else float(rate), "priors": tuple(data.get("priors", ()))}
-        return StudySpec(**told)
+        known = {one.name: data[one.name] for one in fields(StudySpec) if one.name in data}
+        rate = known.get("request_rate")
+        priors = tuple(known.get("priors", ()))
+        return StudySpec(**{**known, "request_rate": None if rate is None else float(rate), "priors": priors})
 
     @property
     def digest(self) -> str:

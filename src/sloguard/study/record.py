@@ -1,0 +1,66 @@
+"""A study as it lies on disk, read for those who show it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sloguard.errors import LogError, SpecError
+from sloguard.study.log import StudyLog
+from sloguard.study.results import Results
+from sloguard.study.spec import StudySpec
+
+BEST_NAME = "best.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """`engine` is what the header says of it, `sloguard` the version that made the study, `lanes` how many trials ran
+    at a time (0: one, in the command itself), `digest` the SHA-256 of the log. `best_yaml` is the text of the file for
+    `vllm serve --config`, None where there is none.
+    """
+
+    directory: Path
+    spec: StudySpec
+    engine: dict[str, Any]
+    sloguard: str
+    lanes: int
+    results: Results
+    digest: str
+    best_yaml: str | None
+
+    @property
+    def simulated(self) -> bool:
+        return self.spec.engine == "sim"
+
+
+def read_header(log: StudyLog) -> tuple[StudySpec, dict[str, Any]]:
+    """What a study was asked, and its header. Raises LogError where that can't be read."""
+    header = log.header()
+    try:
+        return StudySpec.from_json(header["spec"]), header
+    except (SpecError, TypeError, ValueError) as error:
+        raise LogError(f"{log.path}, line 1: 'spec' can't be read ({error}). Restore the file from a copy.") from error
+
+
+def read_record(directory: Path) -> Record:
+    """Raises SpecError where there is no study in `directory`, LogError where its log is damaged."""
+    log = StudyLog(directory)
+    if not log.exists():
+        raise SpecError("DIR", str(directory), "holds no study", "Give the --out directory of `sloguard tune`.")
+    (spec, header), trials = read_header(log), log.trials()
+    if not trials:
+        raise SpecError("DIR", str(directory), "holds a study without a trial", "Go on with it: `tune --resume`.")
+    best = directory / BEST_NAME
+    return Record(
+        directory=directory,
+        spec=spec,
+        engine=header["engine"],
+        sloguard=str(header.get("sloguard", "unknown")),
+        lanes=int(header.get("lanes", 0)),
+        results=Results(trials, spec.goal, spec.try_default),
+        digest=hashlib.sha256(log.path.read_bytes()).hexdigest(),
+        best_yaml=best.read_text(encoding="utf-8", errors="replace") if best.is_file() else None,
+    )
