@@ -42,6 +42,7 @@ NOT_RUN = {
     r"sloguard profile ": "measures the steps of a real vLLM: tests/cli/test_profile.py",
     r"sloguard serve (?!.*--backend local).*--replicas": "needs Ray: tests/fleet",
     r"sloguard tune .*--workload": "its load is the reader's own: tests/cli/test_tune.py",
+    r"sloguard watch ": "serves until it is stopped: tests/page/test_live.py",
     r"vllm bench serve |guidellm |aiperf ": "other tools: tests/golden/results/README.md says what each made",
     r"vllm serve ": "needs a GPU: tests/cli/test_tune_vllm.py starts the CPU build with such a file",
 }
@@ -109,7 +110,7 @@ class Shell:
         }
 
     def run(self, command: str) -> None:
-        takes_study = command.startswith(("sloguard export study", "sloguard report study", "sloguard watch study"))
+        takes_study = command.startswith(("sloguard export study", "sloguard report study"))
         if takes_study and not (self.directory / "study").exists():
             self.run(STUDY)
         if reason := next((why for pattern, why in NOT_RUN.items() if re.match(pattern, command)), None):

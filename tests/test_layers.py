@@ -82,8 +82,8 @@ HOMES = {
     },
     "aiohttp": {"fleet/link.py"},
     "ray": {"fleet/ray_app.py", "fleet/ray_serve.py"},
-    "fastapi": {"engine/emulator*.py"},
-    "uvicorn": {"engine/emulator_server.py", "fleet/server.py"},
+    "fastapi": {"engine/emulator*.py", "page/live.py"},
+    "uvicorn": {"engine/emulator_server.py", "fleet/server.py", "cli/watch.py"},
     "typer": {"cli/*"},
 }
 

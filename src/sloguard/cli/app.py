@@ -25,6 +25,7 @@ from sloguard.cli import (
     simulate,
     study,
     tune,
+    watch,
 )
 from sloguard.errors import SloguardError
 
@@ -43,7 +44,21 @@ app = typer.Typer(
     help="LLM serving that keeps its latency promises: tune vLLM under SLOs, serve each request by its own, compare "
     "schedulers, measure honestly, explain crashes.",
 )
-for module in (tune, report, study, compare, export, serve, profile, bench, simulate, capacity, classify, doctor):
+for module in (
+    tune,
+    watch,
+    report,
+    study,
+    compare,
+    export,
+    serve,
+    profile,
+    bench,
+    simulate,
+    capacity,
+    classify,
+    doctor,
+):
     app.command(module.__name__.rpartition(".")[2])(module.command)
 
 

@@ -181,19 +181,25 @@ def _figures(blocks: Sequence[Block]) -> Iterator[Figure]:
             yield from _figures(block.blocks)
 
 
-def render(page: Page) -> str:
-    """The page as one HTML file. Equal pages give equal text."""
-    script = _asset("script.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+def render(page: Page, *, live: bool = False) -> str:
+    """The page as one HTML file. Equal pages give equal text. One that is `live` asks for itself again where it came
+    from, when it is told to (`live.py`).
+    """
+    scripts = [_asset(name) for name in ("script.js", *(["live.js"] if live else []))]
     return _template().render(
         page=page,
+        live=live,
         version=__version__,
         colours=COLOURS,
         style=Markup(_asset("style.css")),  # noqa: S704 - a file of this package
-        script=Markup(script),  # noqa: S704 - a file of this package
-        script_hash=f"sha256-{digest}",
+        scripts=[Markup(script) for script in scripts],  # noqa: S704 - files of this package
+        hashes=[f"sha256-{_sha256(script)}" for script in scripts],
         svg=lambda figure: Markup(inline_svg(figure.draw, figure.size, figure.name)),  # noqa: S704 - canvas escapes it
     )
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 @cache

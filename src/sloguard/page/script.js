@@ -85,10 +85,12 @@
     line.hidden = false;
   }
 
-  addEventListener("DOMContentLoaded", () => {
-    themes();
+  function arm() {
     document.querySelectorAll(".copy").forEach(copying);
     document.querySelectorAll("[data-sortable] table").forEach(sorting);
     document.querySelectorAll(".table").forEach(filtering);
-  });
+  }
+
+  addEventListener("DOMContentLoaded", () => { themes(); arm(); });
+  addEventListener("sloguard-fresh", arm); // main is another than before
 })();

@@ -1,0 +1,56 @@
+"""`sloguard watch`: the page of a study while it is made."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvicorn
+
+from sloguard.cli.options import api_key_from
+from sloguard.errors import SpecError
+from sloguard.page.live import watch_app
+
+
+def command(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The --out directory of `sloguard tune`.")],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 for every interface, and then with a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Environment variable that holds a key to ask for, as ?key=...")
+    ] = None,
+) -> int:
+    """Shows the report of a study in a browser while it is made: it renews itself after every trial. Ctrl-C ends it.
+
+    Example: `sloguard watch study`, beside `sloguard tune ... --out study`
+    """
+    if directory.exists() and not directory.is_dir():
+        raise SpecError("DIR", str(directory), "is a file", "Give the --out directory of `sloguard tune`.")
+    app = watch_app(directory, host, api_key_from(api_key_env))
+    with _listening(host, port) as listener:
+        name = f"[{host}]" if ":" in host else host
+        typer.echo(f"{directory} is shown at http://{name}:{listener.getsockname()[1]}/")
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)  # who watches never hangs up
+        with suppress(KeyboardInterrupt):  # the one way to end it
+            uvicorn.Server(config).run(sockets=[listener])
+    return 0
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Bound before anything is said."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        fix = "Choose another --port, or 0 for a free one."
+        raise SpecError(
+            "--port", port, f"{host} can't be listened on there ({error.strerror or error})", fix
+        ) from error
+    return listener
