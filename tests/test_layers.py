@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "engine": {"words", "perf", "sched", "route", "sim", "space", "load", "workload", "plugins"},
     "study": {"words", "workload", "perf", "space", "optim", "sched", "route", "sim", "engine"},
     "report": {"words", "optim", "sched", "sim", "load", "study"},
-    "page": {"words", "space", "optim", "study", "report"},
+    "page": {"words", "space", "optim", "load", "study", "report"},
     "fleet": {"words", "sched", "route", "plugins", "engine", "study", "report"},
     "cli": {
         "words",

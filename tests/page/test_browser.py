@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from result_files import OWN, PROMISED, VLLM, one
+from sloguard.load.run_figures import held_against
+from sloguard.page.load import load_page
 from sloguard.page.page import render
 from sloguard.page.tune import tune_page
 from studies import HOSTILE, nothing_kept, record, trial, whole
@@ -19,9 +22,10 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium, or make test-browser"),
 ]
 PAGES = {
-    "whole": lambda: record(whole(choice="priority")),
-    "hostile": lambda: record(whole(HOSTILE, HOSTILE), best_yaml=HOSTILE),
-    "infeasible": lambda: record([trial(1, nothing_kept(), seqs=1), trial(2, nothing_kept(), seqs=2)]),
+    "whole": lambda: tune_page(record(whole(choice="priority"))),
+    "hostile": lambda: tune_page(record(whole(HOSTILE, HOSTILE), best_yaml=HOSTILE)),
+    "infeasible": lambda: tune_page(record([trial(1, nothing_kept(), seqs=1), trial(2, nothing_kept(), seqs=2)])),
+    "load": lambda: load_page([held_against(one(path), PROMISED) for path in (OWN, VLLM)]),
 }
 
 
@@ -39,7 +43,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     directory = tmp_path_factory.mktemp("pages")
     made = {name: directory / f"{name}.html" for name in PAGES}
     for name, path in made.items():
-        path.write_text(render(tune_page(PAGES[name]())), encoding="utf-8")
+        path.write_text(render(PAGES[name]()), encoding="utf-8")
     return made
 
 

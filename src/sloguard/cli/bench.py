@@ -17,10 +17,13 @@ from sloguard import __version__
 from sloguard.cli.options import api_key_from, read_slo
 from sloguard.errors import SpecError
 from sloguard.load.drive import offer
+from sloguard.load.own_results import read_own
 from sloguard.load.promises import promise_fields
 from sloguard.load.prompts import no_extra
 from sloguard.load.target import Api, Target
 from sloguard.metrics import Summary, summarise
+from sloguard.page.load import load_page
+from sloguard.page.page import render
 from sloguard.report.bench import bench_report, client_limited_text, to_json
 from sloguard.report.files import check_writable, write_text_atomic
 from sloguard.report.live import live_progress
@@ -72,6 +75,7 @@ def command(
     save_vllm_json: Annotated[
         Path | None, typer.Option(help="Save in the fields of `vllm bench serve --save-detailed`.")
     ] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of it, as sloguard report.")] = None,
 ) -> int:
     """Sends requests when they are due, whatever became of the ones before, and measures from when they were due.
 
@@ -92,7 +96,7 @@ def command(
         input_len=input_len,
         output_len=output_len,
     )
-    _check_files(json_file, save_vllm_json)
+    _check_files(json_file, save_vllm_json, report)
     promised = any(stage.slo != NO_SLO for request in requests for stage in request.stages)
     if send_slos:
         _check_sendable(requests, promised=promised)
@@ -111,7 +115,7 @@ def command(
         )
     summary = summarise(offered.timelines, tpot_rule)
     _show(summary, offered.notes, promised=promised, to_stdout=to_stdout)
-    if json_file is not None:
+    if json_file is not None or report is not None:
         settings: dict[str, Any] = {
             "sloguard": __version__,
             "started": started.isoformat(timespec="seconds"),
@@ -133,7 +137,11 @@ def command(
             "warmup": warmup,
             "timeout_s": timeout,
         }
-        _save(json_file, to_json(offered.timelines, summary, offered.notes, settings))
+        saved = to_json(offered.timelines, summary, offered.notes, settings)
+        if json_file is not None:
+            _save(json_file, saved)
+        if report is not None:
+            write_text_atomic(report, render(load_page(read_own(str(json_file or report), [saved]))))
     if save_vllm_json is not None:
         fields = to_vllm_json(
             offered.timelines,
@@ -157,11 +165,11 @@ def _check_sendable(requests: Sequence[Request], *, promised: bool) -> None:
             promise_fields(request, stage)
 
 
-def _check_files(json_file: Path | None, save_vllm_json: Path | None) -> None:
+def _check_files(json_file: Path | None, save_vllm_json: Path | None, report: Path | None) -> None:
     """Before anything is sent: a run takes long, and what it measured must not be lost for a mistyped path."""
     if json_file is not None and json_file == save_vllm_json:
         raise SpecError("--save-vllm-json", str(json_file), "is the file of --json, too", "Give two files.")
-    for field, path in (("--json", json_file), ("--save-vllm-json", save_vllm_json)):
+    for field, path in (("--json", json_file), ("--save-vllm-json", save_vllm_json), ("--report", report)):
         if path is not None and path != STDOUT:
             check_writable(field, path)
 

@@ -11,16 +11,14 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from sloguard.cli.options import read_slo
+from sloguard.cli.options import read_load_tests
 from sloguard.cli.progress import WIDTH_OFF_TERMINAL, plain_console
 from sloguard.errors import SpecError
-from sloguard.load.results import is_result, read_results
-from sloguard.load.run_figures import held_against
+from sloguard.load.results import is_result
 from sloguard.report.comparison import comparison_sheet
 from sloguard.report.files import check_writable, write_text_atomic
 from sloguard.report.grids import Sheet, to_latex, to_markdown, to_rich
 from sloguard.report.runs import runs_rows, runs_sheet
-from sloguard.slo import NO_SLO
 from sloguard.study.compare import compare
 from sloguard.study.read_runs import read_runs
 
@@ -90,6 +88,5 @@ def _studies(paths: Sequence[Path], baseline: str | None, slo: Sequence[str] | N
 def _load_tests(paths: Sequence[Path], baseline: str | None, slo: Sequence[str] | None) -> tuple[Sheet, Any]:
     if baseline is not None:
         raise SpecError("--baseline", baseline, "single load tests can't be tested against each other", "Leave it out.")
-    promise = read_slo("--slo", ",".join(slo)) if slo else NO_SLO
-    runs = [held_against(run, promise) for path in paths for run in read_results(path, "PATH")]
+    runs = read_load_tests(paths, slo)
     return runs_sheet(runs), runs_rows(runs)

@@ -6,9 +6,12 @@ import math
 import os
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from sloguard.errors import SpecError
-from sloguard.slo import StageSLO
+from sloguard.load.results import read_results
+from sloguard.load.run_figures import RunFigures, held_against
+from sloguard.slo import NO_SLO, StageSLO
 from sloguard.trial import Value
 
 _INT = re.compile(r"[+-]?(0|[1-9][0-9]{0,17})")  # no leading zeros: 0123456 is a name, such as a revision's
@@ -94,3 +97,9 @@ def read_slo(flag: str, text: str, metrics: Sequence[str] = _LIMITS) -> StageSLO
         if not 0 < limits_s[metric] < math.inf:
             raise SpecError(flag, pair, "not a positive number of milliseconds", fix)
     return StageSLO(limits_s.get("ttft"), limits_s.get("tpot"), limits_s.get("e2el"))
+
+
+def read_load_tests(paths: Sequence[Path], slo: Sequence[str] | None) -> list[RunFigures]:
+    """The runs in result files, held against `--slo` where it is given. Raises SpecError."""
+    promise = read_slo("--slo", ",".join(slo)) if slo else NO_SLO
+    return [held_against(run, promise) for path in paths for run in read_results(path, "PATH")]

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from sloguard.cli.options import read_load_tests
 from sloguard.errors import SpecError
+from sloguard.page.load import load_page
 from sloguard.page.page import render, write_figures
 from sloguard.page.tune import tune_page
 from sloguard.report.files import check_writable, write_text_atomic
@@ -24,24 +26,38 @@ def leave_page(directory: Path) -> Path:
 
 
 def command(
-    directory: Annotated[str, typer.Argument(metavar="DIR", help="The --out directory of `sloguard tune`.")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATH...",
+            help="The --out directory of `sloguard tune`; or result files of load tests, of this and other tools.",
+        ),
+    ],
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", metavar="FILE", help="Where the page goes; DIR/report.html if absent.")
+        Path | None,
+        typer.Option(
+            "-o", "--out", metavar="FILE", help="Where the page goes; if absent, DIR/report.html, or beside the file."
+        ),
+    ] = None,
+    slo: Annotated[
+        list[str] | None, typer.Option(metavar="METRIC=MS", help="Load tests are held against: ttft, tpot or e2el.")
     ] = None,
     figures: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Save every figure there, as SVG and PNG, for a paper.")
     ] = None,
 ) -> int:
-    """Writes one HTML file that holds all of a study: what to deploy, why, and how far to trust it.
+    """Writes one HTML file that holds all of a study: what to deploy, why, and how far to trust it. Or of load tests.
 
     Example: `sloguard report study -o report.html`
     """
-    source = Path(directory)
-    if not source.is_dir():
-        raise SpecError("DIR", directory, "is no directory", "Give the --out directory of `sloguard tune`.")
-    target = source / PAGE_NAME if out is None else out
+    first = paths[0]
+    if first.is_dir() and len(paths) > 1:
+        raise SpecError("PATH", str(paths[1]), "a page is of one study", "Compare several: sloguard compare.")
+    if first.is_dir() and slo:
+        raise SpecError("--slo", " ".join(slo), "a study has its own promises", "Give it with result files only.")
+    target = (first / PAGE_NAME if first.is_dir() else first.with_suffix(".html")) if out is None else out
     check_writable("--out", target)
-    page = tune_page(read_record(source))
+    page = tune_page(read_record(first)) if first.is_dir() else load_page(read_load_tests(paths, slo))
     if figures is not None:
         written = write_figures(page, figures)
         typer.echo(f"{len(written)} files of figures are in {figures}/")

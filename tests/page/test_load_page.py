@@ -1,0 +1,97 @@
+"""The page of load tests says what their files hold, whichever tool wrote them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from result_files import AIPERF, GOLDEN, GUIDELLM, OWN, PROMISED, VLLM, one
+from sloguard.load.results import read_results
+from sloguard.load.run_figures import held_against
+from sloguard.page.load import MOST_LINES, load_page
+from sloguard.page.page import Page, Table, render
+from sloguard.slo import StageSLO
+
+FILES = sorted(path for path in GOLDEN.rglob("*") if path.suffix in (".json", ".gz", ".jsonl"))
+
+
+def table(page: Page, section: str, caption: str) -> Table:
+    blocks = [b for s in page.sections if s.name == section for b in s.blocks]
+    inner = [block for b in blocks for block in getattr(b, "blocks", (b,))]
+    return next(block for block in inner if isinstance(block, Table) and block.caption == caption)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(GOLDEN).as_posix())
+def test_every_file_has_a_page_and_the_same_one_twice(path: Path) -> None:
+    runs = [held_against(run, PROMISED) for run in read_results(path)]
+    assert render(load_page(runs)) == render(load_page(runs))
+
+
+def test_the_verdict_is_the_share_of_requests_as_promised() -> None:
+    run = held_against(one(OWN), StageSLO(ttft_s=0.014, tpot_s=0.0066))
+    page = load_page([run])
+    assert run.attainment is not None
+    assert page.verdict.headline == f"{run.attainment:.1%} of requests as promised"
+    assert page.verdict.tone == "bad", "fewer than nine in ten"
+    assert load_page([held_against(one(OWN), StageSLO(ttft_s=9.0))]).verdict.tone == "good"
+
+
+def test_what_broke_is_counted_limit_by_limit() -> None:
+    """By the requests themselves."""
+    slo = StageSLO(ttft_s=0.014, tpot_s=0.0066)
+    run = held_against(one(OWN), slo)
+    requests = run.requests
+    assert requests is not None
+    late, slow = requests.ttft_s > 0.014, requests.tpot_s > 0.0066
+    rows = table(load_page([run]), "promised-sloguard-bench", "Completed requests").rows
+    told = {row[0].text: row[1].sort for row in rows}
+    assert told == {
+        "kept both": float(np.sum(~late & ~slow)),
+        "first token too late": float(np.sum(late)),
+        "pace too slow": float(np.sum(slow)),
+    }
+    assert 0 < np.sum(late) < len(late)
+
+
+def test_runs_stand_side_by_side_each_under_a_name_of_its_own() -> None:
+    runs = [run for path in (OWN, VLLM, GUIDELLM, AIPERF) for run in read_results(path)]
+    page = load_page(runs)
+    names = [tile.name for tile in page.verdict.tiles]
+    assert len(set(names)) == len(runs) == 5
+    assert [column.name for column in table(page, "runs", "Load tests").columns][1:] == [
+        "sloguard_bench.json",
+        "vllm_0.32.json",
+        *["guidellm_0.8.json.gz"] * 2,
+        "profile_export_aiperf.json",
+    ]
+    figures = [figure.name for figure in page.figures]
+    assert len(set(figures)) == len(figures)
+
+
+def test_a_run_in_which_nothing_completed_says_so() -> None:
+    page = load_page([replace(one(OWN), completed=0, failed=24, attainment=0.0, requests=None)])
+    assert (page.verdict.tone, page.verdict.headline) == ("bad", "No request completed")
+
+
+def test_a_long_run_is_drawn_in_part_and_says_so() -> None:
+    run = one(OWN)
+    requests = run.requests
+    assert requests is not None
+    times = 2 * MOST_LINES // len(requests.ends) + 1
+    arrays = {
+        name: np.tile(getattr(requests, name), times)
+        for name in ("due_s", "sent_s", "ended_s", "ttft_s", "e2el_s", "input_tokens", "output_tokens")
+    }
+    many = replace(requests, ends=requests.ends * times, itl_s=None, **arrays)
+    page = load_page([replace(run, requests=many)])
+    lead = next(section.lead for section in page.sections if section.name.startswith("time-"))
+    assert f"The first {MOST_LINES} of {len(many.ends)}." in lead
+    assert len(render(page)) < 400_000
+
+
+def test_names_of_files_are_text() -> None:
+    page = load_page([replace(one(OWN), file="<script>alert(1)</script>.json"), one(OWN)])
+    assert "<script>alert" not in render(page)
