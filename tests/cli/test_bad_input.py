@@ -112,7 +112,7 @@ WRONG = (
     Wrong("bench: a result that is a directory", f"{BENCH} --json {{tmp}}", ("--json", "{tmp}")),
     Wrong("bench: a path beyond ASCII", f"{BENCH} --base-url http://h/ü€", ("http://h/ü€", "not the address")),
     Wrong("bench: a host with an empty label", f"{BENCH} --base-url http://a..b", ("http://a..b", "not the address")),
-    Wrong("compare: nothing", "compare", ("DIR",)),
+    Wrong("compare: nothing", "compare", ("PATH",)),
     Wrong("compare: no such directory", "compare {tmp}/none", ("{tmp}/none", "not there")),
     Wrong("compare: no study there", "compare {tmp}", ("line",)),
     Wrong("compare: no such format", "compare {tmp}/study --format html", ("--format", "'html'", "latex")),

@@ -89,10 +89,13 @@ def test_what_is_no_study_or_no_place_for_a_page_is_one_line(
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     wrong = (
-        (["report", str(tmp_path / "none")], "is no directory"),
+        (["report", str(tmp_path / "none")], "is not there"),
         (["report", str(tmp_path / "empty")], "holds no study"),
         (["report", str(study), "-o", str(tmp_path / "none" / "p.html")], "its directory does not exist"),
         (["report", str(study), "-o", str(tmp_path)], "is no regular file"),
+        (["report", str(study), str(study)], "a page is of one study"),
+        (["report", str(study), "--slo", "ttft=5"], "has its own promises"),
+        (["report", str(tmp_path / "file")], "is no JSON"),
         (["report", str(study), "-o", str(tmp_path / "p.html"), "--figures", str(tmp_path / "file")], "can't be made"),
     )
     for arguments, problem in wrong:

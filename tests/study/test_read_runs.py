@@ -194,7 +194,7 @@ def test_what_is_no_study_is_said(tmp_path: Path) -> None:
     write(tmp_path / "spec")
     path = tmp_path / "spec" / "study.jsonl"
     path.write_text(path.read_text().replace('"budget":4', '"budget":0'))
-    with pytest.raises(LogError, match="line 1: its spec can't be read"):
+    with pytest.raises(LogError, match="line 1: 'spec' can't be read"):
         read(tmp_path / "spec")
 
 

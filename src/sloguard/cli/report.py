@@ -51,6 +51,9 @@ def command(
     Example: `sloguard report study -o report.html`
     """
     first = paths[0]
+    if not first.exists():
+        fix = "Give the --out directory of `sloguard tune`, or result files of load tests."
+        raise SpecError("PATH", str(first), "is not there", fix)
     if first.is_dir() and len(paths) > 1:
         raise SpecError("PATH", str(paths[1]), "a page is of one study", "Compare several: sloguard compare.")
     if first.is_dir() and slo:
