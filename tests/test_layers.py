@@ -70,7 +70,7 @@ HOMES = {
     "torch": {"optim/constrained.py"},
     "sklearn": {"optim/forest.py"},
     "pynvml": {"engine/gpu_detect.py", "engine/gpu_memory.py"},
-    "matplotlib": {"report/capacity_figure.py", "page/canvas.py", "page/figures.py"},
+    "matplotlib": {"report/capacity_figure.py", "page/canvas.py", "page/*figures.py"},
     "jinja2": {"page/page.py"},
     "vllm": {"plugins/vllm_scheduler.py"},
     "prometheus_client": {

@@ -13,11 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sloguard import __version__
 from sloguard.cli.progress import plain_console
-from sloguard.cli.sim_options import STDOUT, Jobs, RayAddress, SimOptions, save_rows, with_options
+from sloguard.cli.sim_options import STDOUT, Jobs, RayAddress, Report, SimOptions, save_rows, with_options
 from sloguard.errors import SpecError
+from sloguard.page.page import render
+from sloguard.page.simulated import simulated_page
 from sloguard.report.capacity import bracket_text, capacity_report
 from sloguard.report.capacity_figure import capacity_figure, check_figure
-from sloguard.report.files import check_writable
+from sloguard.report.files import check_writable, write_text_atomic
 from sloguard.sim.capacity import TARGET, TOLERANCE
 from sloguard.study.capacity import Capacity, Probe, Question, find_capacities, to_json
 from sloguard.study.jsonl import JsonLog
@@ -41,6 +43,7 @@ def command(
     ray_address: RayAddress = None,
     figure: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the rates: .png or .svg.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Save the rows as JSON; - prints them.")] = None,
+    report: Report = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Record every rate tried, so that --resume can go on.")
     ] = None,
@@ -56,7 +59,7 @@ def command(
     question = Question(target, options.seeds, tolerance, _rates(rates))
     _check_question(question)
     specs = options.rows()
-    _check_files(figure, json_file, out, resume)
+    _check_files(figure, json_file, report, out, resume)
     for spec in specs:
         check_search(spec)
     log = JsonLog(out / LOG_NAME) if out else None
@@ -82,6 +85,8 @@ def command(
     for path in (json_file, out / RESULT_NAME if out else None):
         if path is not None:
             save_rows(path, rows)
+    if report:
+        write_text_atomic(report, render(simulated_page(rows)))
     if figure:
         figure.write_bytes(capacity_figure(rows, figure.suffix))
     if json_file != STDOUT:
@@ -109,7 +114,11 @@ def _check_question(question: Question) -> None:
         raise SpecError("--tolerance", question.tolerance, "not a share from 0.001 to 1", "Give e.g. 0.03.")
 
 
-def _check_files(figure: Path | None, json_file: Path | None, out: Path | None, resume: bool) -> None:
+def _check_files(
+    figure: Path | None, json_file: Path | None, report: Path | None, out: Path | None, resume: bool
+) -> None:
+    if report:
+        check_writable("--report", report)
     if figure:
         check_figure("--figure", figure)
         check_writable("--figure", figure)

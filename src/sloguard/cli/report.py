@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,10 +11,12 @@ import typer
 from sloguard.cli.options import read_load_tests
 from sloguard.errors import SpecError
 from sloguard.page.load import load_page
-from sloguard.page.page import render, write_figures
+from sloguard.page.page import Page, render, write_figures
+from sloguard.page.simulated import simulated_page
 from sloguard.page.tune import tune_page
 from sloguard.report.files import check_writable, write_text_atomic
 from sloguard.study.record import read_record
+from sloguard.study.sim_rows import simulated_rows
 
 PAGE_NAME = "report.html"
 
@@ -25,12 +28,27 @@ def leave_page(directory: Path) -> Path:
     return target
 
 
+def _page(paths: Sequence[Path], slo: Sequence[str] | None) -> Page:
+    first = paths[0]
+    if first.is_dir():
+        return tune_page(read_record(first))
+    rows = simulated_rows(first)
+    if rows is None:
+        return load_page(read_load_tests(paths, slo))
+    if len(paths) > 1 or slo:
+        raise SpecError(
+            "PATH", str(first), "a page of a simulation is of one file, and has its own promises", "Give it alone."
+        )
+    return simulated_page(rows)
+
+
 def command(
     paths: Annotated[
         list[Path],
         typer.Argument(
             metavar="PATH...",
-            help="The --out directory of `sloguard tune`; or result files of load tests, of this and other tools.",
+            help="The --out directory of `sloguard tune`; the --json of `simulate` or `capacity`; or result files of "
+            "load tests, of this and other tools.",
         ),
     ],
     out: Annotated[
@@ -60,7 +78,7 @@ def command(
         raise SpecError("--slo", " ".join(slo), "a study has its own promises", "Give it with result files only.")
     target = (first / PAGE_NAME if first.is_dir() else first.with_suffix(".html")) if out is None else out
     check_writable("--out", target)
-    page = tune_page(read_record(first)) if first.is_dir() else load_page(read_load_tests(paths, slo))
+    page = _page(paths, slo)
     if figures is not None:
         written = write_figures(page, figures)
         typer.echo(f"{len(written)} files of figures are in {figures}/")

@@ -29,6 +29,7 @@ Jobs = Annotated[int | None, typer.Option(min=1, help="Processes; one a core of 
 RayAddress = Annotated[
     str | None, typer.Option(metavar="ADDRESS", help="Compute on this Ray cluster: HOST:PORT, or auto.")
 ]
+Report = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of it, as sloguard report.")]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,10 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sloguard.cli.progress import plain_console
-from sloguard.cli.sim_options import STDOUT, RayAddress, SimOptions, save_rows, with_options
-from sloguard.report.files import check_writable
+from sloguard.cli.sim_options import STDOUT, RayAddress, Report, SimOptions, save_rows, with_options
+from sloguard.page.page import render
+from sloguard.page.simulated import simulated_page
+from sloguard.report.files import check_writable, write_text_atomic
 from sloguard.report.simulate import simulate_report
 from sloguard.study.sim_results import Ran, run_seed, simulate_row
 from sloguard.study.sim_spec import SimSpec
@@ -32,6 +34,7 @@ def command(
     jobs: Annotated[int, typer.Option(min=1, help="Processes; where they share cores, planners look slower.")] = 1,
     ray_address: RayAddress = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Save the rows as JSON; - prints them.")] = None,
+    report: Report = None,
 ) -> int:
     """Serves a scenario or a trace on simulated GPUs, in virtual time, and judges every request's promises.
 
@@ -43,6 +46,8 @@ def command(
     specs = options.rows()
     if json_file is not None and json_file != STDOUT:
         check_writable("--json", json_file)
+    if report is not None:
+        check_writable("--report", report)
     for spec in specs:
         check(spec, rate)
     rows: list[dict[str, Any]] = []
@@ -74,6 +79,8 @@ def command(
             rows.append({**row, "step_times": step_times(spec)})
     if json_file is not None:
         save_rows(json_file, rows)
+    if report is not None:
+        write_text_atomic(report, render(simulated_page(rows)))
     if json_file != STDOUT:
         plain_console().print(simulate_report(rows, options.tpot_rule, notes_on(specs, rate)))
     return 0

@@ -147,7 +147,7 @@ def _distribution(runs: Runs, name: str, title: str) -> Figure | None:
         for file, dist in dists.items()
         if None not in [getattr(dist, level) for level in LEVELS]
     }
-    known = dict(list(known.items())[:2])
+    known = dict(list(known.items())[:1])  # what the files lack of others is in the table
     if not known:
         return None
     return Figure(slug, title, label, quantiles(known, LEVELS, limit_ms, f"{_short(name)}, ms"), (420, 250))

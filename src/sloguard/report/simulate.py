@@ -48,7 +48,7 @@ def _stages(rows: Sequence[Mapping[str, Any]]) -> Table:
     table, keys = _table("By class, and by stage of each", rows, ("class/stage", *columns))
     table.columns[len(keys)].justify = "left"
     for row in rows:
-        for name, one in _by_stage(row):
+        for name, one in by_stage(row):
             pairs = [f"{_text(one[f'{m}_p50_ms'])} / {_text(one[f'{m}_p99_ms'])}" for m in ("ttft", "tpot")]
             table.add_row(
                 *(Text(row[key]) for key in keys), name, str(one["offered"]), f"{one['attainment']:.1%}", *pairs
@@ -57,7 +57,7 @@ def _stages(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _by_stage(row: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+def by_stage(row: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """Each class, and after it its stages where it has more than one kind."""
     found: list[tuple[str, Mapping[str, Any]]] = []
     for name, one in row["classes"].items():
