@@ -117,7 +117,7 @@ def test_it_renews_itself_and_keeps_what_the_reader_chose(watched: Any, tmp_path
         assert rows.locator("th").all_inner_texts() == ["3", "2", "1"]
         tune(tmp_path / "study", 5)
         playwright.expect(rows).to_have_count(5, timeout=60_000)
-        playwright.expect(rows.locator("th").first).to_have_text("5", timeout=20_000)
+        playwright.expect(rows.locator("th").first).to_have_text("5", timeout=60_000)
         assert head.get_attribute("aria-sort") == "descending"
         assert page.locator("#live").inner_text() == "live"
         assert troubles == []

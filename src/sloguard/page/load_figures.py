@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 SERIES = (("accent", "-"), ("default", "--"), ("ink", ":"), ("muted", "-."))  # told apart without colour, too
 TAIL = 0.999  # of a distribution that is drawn: one straggler would flatten all else
+CORNER = 9  # between an axis and its figures, where those of both axes begin at the same corner
 FARTHEST = 3.0  # limits, at which a request is drawn that is farther out
 
 
@@ -45,6 +46,7 @@ def distributions(series: Mapping[str, Floats], limit: float | None, x: str) -> 
         far = max(float(np.quantile(values, TAIL)) for values in series.values())
         axes.set_xlim(0, max(far, limit or 0.0) * 1.08)
         axes.set_ylim(0, 1.02)
+        axes.tick_params(axis="x", pad=CORNER)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.set_xlabel(x)
         axes.set_ylabel("requests")
@@ -110,6 +112,7 @@ def region(points: Sequence[tuple[float, float, bool, str]], x: str, y: str) -> 
         axes.set_ylim(0, min(max(1.15, *(up * 1.05 for _, up, *_ in points)), FARTHEST))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axes.tick_params(axis="x", pad=CORNER)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         legend(axes, ink, 3)
