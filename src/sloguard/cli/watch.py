@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -43,14 +43,14 @@ def command(
 
 def _listening(host: str, port: int) -> socket.socket:
     """Bound before anything is said."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        fix = "Choose another --port, or 0 for a free one."
-        raise SpecError(
-            "--port", port, f"{host} can't be listened on there ({error.strerror or error})", fix
-        ) from error
-    return listener
+    with ExitStack() as failed:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            listener = failed.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError as error:
+            problem = f"{host} can't be listened on there ({error.strerror or error})"
+            raise SpecError("--port", port, problem, "Choose another --port, or 0 for a free one.") from error
+        failed.pop_all()  # the socket stays open
+        return listener
