@@ -46,7 +46,7 @@ def test_what_broke_is_counted_limit_by_limit() -> None:
     requests = run.requests
     assert requests is not None
     late, slow = requests.ttft_s > 0.014, requests.tpot_s > 0.0066
-    rows = table(load_page([run]), "promised-sloguard-bench", "Completed requests").rows
+    rows = table(load_page([run]), "promised-1", "Completed requests").rows
     told = {row[0].text: row[1].sort for row in rows}
     assert told == {
         "kept both": float(np.sum(~late & ~slow)),
