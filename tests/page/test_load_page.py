@@ -92,6 +92,20 @@ def test_a_long_run_is_drawn_in_part_and_says_so() -> None:
     assert len(render(page)) < 400_000
 
 
+def test_what_the_end_of_a_run_cut_off_is_not_shown_as_broken() -> None:
+    (run,) = read_results(GOLDEN / "guidellm_0.8_cut.json")
+    assert run.unfinished
+    page = load_page([held_against(run, StageSLO(ttft_s=1000.0))])
+    (label,) = [figure.label for figure in page.figures if figure.name == "timeline-1"]
+    assert "; 0 broke" in label
+
+
+def test_files_with_like_names_have_figures_of_their_own() -> None:
+    runs = [replace(one(OWN), file=name) for name in ("run_1.json", "run-1.json")]
+    names = [figure.name for figure in load_page([held_against(run, PROMISED) for run in runs]).figures]
+    assert len(set(names)) == len(names)
+
+
 def test_names_of_files_are_text() -> None:
     page = load_page([replace(one(OWN), file="<script>alert(1)</script>.json"), one(OWN)])
     assert "<script>alert" not in render(page)
