@@ -1,6 +1,6 @@
 # sloguard beside vLLM, for machines with NVIDIA GPUs. Nothing of vLLM is changed: sloguard is one more package in its image.
 #   docker build -t sloguard .
-#   docker run --gpus all -v "$PWD:/work" sloguard tune --model Qwen/Qwen2-1.5B --slo-ttft 500 --slo-tpot 50 --out /work/study
+#   docker run --gpus all --user "$(id -u):$(id -g)" -e HOME=/work -v "$PWD:/work" sloguard tune --model Qwen/Qwen2-1.5B --slo-ttft 500 --slo-tpot 50 --out /work/study
 ARG VLLM_VERSION=0.32.0
 FROM vllm/vllm-openai:v${VLLM_VERSION}
 

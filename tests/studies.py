@@ -61,7 +61,7 @@ def record(
     engine = {"engine": "sim", "version": "0.32.0", "gpu": "A100-40GB", "model": asked.model}
     results = Results(trials, asked.goal, asked.try_default)
     yaml = best_yaml if results.best is None else best_yaml or "model: M\nmax-num-seqs: 64\n"
-    return Record(Path("study"), asked, engine, "0.1.0", 0, results, "d" * 64, yaml)
+    return Record(Path("study"), asked, engine, "0.1.0", 0, results, "d" * 64, yaml, yaml is not None)
 
 
 ASKED = {

@@ -113,8 +113,7 @@ class Shell:
         takes_study = command.startswith(("sloguard export study", "sloguard report study"))
         if takes_study and not (self.directory / "study").exists():
             self.run(STUDY)
-        if reason := next((why for pattern, why in NOT_RUN.items() if re.match(pattern, command)), None):
-            assert reason
+        if any(re.match(pattern, command) for pattern in NOT_RUN):
             self.parse(command)
         elif command.startswith("make "):
             self.call(["make", "--dry-run", *shlex.split(command, comments=True)[1:]], REPO)
@@ -153,7 +152,7 @@ class Shell:
         if words[0] == "sloguard":
             group = typer.main.get_command(app)
             sub = group.get_command(typer.Context(group), words[1])  # pyright: ignore[reportAttributeAccessIssue]
-            sub.make_context(words[1], words[2:], resilient_parsing=True)
+            sub.make_context(words[1], words[2:])
 
     @contextmanager
     def server(self, words: list[str]) -> Iterator[None]:

@@ -34,7 +34,7 @@ def test_the_wheel_holds_every_file_of_the_package(dist: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
-def test_the_sdist_can_be_built_and_tested(dist: Path) -> None:
+def test_the_sdist_holds_what_building_and_testing_needs(dist: Path) -> None:
     with tarfile.open(next(dist.glob("*.tar.gz"))) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     assert {"pyproject.toml", "LICENSE", "README.md", "Makefile", "tests/test_packaging.py", "docs/index.md"} <= names

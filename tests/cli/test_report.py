@@ -5,11 +5,14 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sloguard.cli.app import main
+from sloguard.page.page import render
+from sloguard.page.tune import tune_page
 from sloguard.page.tune_made import command_of
 from sloguard.study.record import read_record
 
@@ -53,6 +56,29 @@ def test_the_command_on_the_page_makes_the_same_study(
     words = command_of(read_record(study))[1:-1]
     assert run_main(monkeypatch, *words, str(tmp_path / "again")) == 0
     assert (tmp_path / "again" / "study.jsonl").read_bytes() == (study / "study.jsonl").read_bytes()
+
+
+def test_what_is_to_be_applied_is_told_by_the_log_and_not_by_an_older_file(study: Path, tmp_path: Path) -> None:
+    there = tmp_path / "study"
+    shutil.copytree(study, there)
+    made = read_record(there)
+    assert made.saved
+    for older in ("model: an-older-one\n", None):
+        if older is None:
+            (there / "best.yaml").unlink()
+        else:
+            (there / "best.yaml").write_text(older)
+        found = read_record(there)
+        assert (found.best_yaml, found.saved) == (made.best_yaml, False)
+        page = render(tune_page(found))
+        assert "an-older-one" not in page
+        assert "sloguard export" in page
+
+
+def test_a_study_that_had_no_prior_is_not_given_one_again(study: Path) -> None:
+    made = read_record(study)
+    real = replace(made, spec=replace(made.spec, engine="vllm", gpu=None), engine={"engine": "vllm"})
+    assert command_of(real)[-4:-2] == ["--prior", "none"]
 
 
 def test_a_study_of_one_trial_is_a_page(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,4 +134,4 @@ def test_what_is_no_study_or_no_place_for_a_page_is_one_line(
 def test_a_page_needs_no_engine_logs(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(study / "study.jsonl", tmp_path)
     assert run_main(monkeypatch, "report", str(tmp_path)) == 0
-    assert "vllm serve --config" not in (tmp_path / "report.html").read_text()
+    assert "sloguard export" in (tmp_path / "report.html").read_text()  # no best.yaml lies there

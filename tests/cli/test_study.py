@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,6 +75,16 @@ def test_at_a_time_or_one_by_one_killed_or_not_the_studies_are_the_same(tmp_path
     assert whole == configs(tmp_path / "parallel") == configs(tmp_path / "killed")
 
 
+def test_a_study_that_was_deleted_is_made_again(tmp_path: Path) -> None:
+    file = written(tmp_path, 2)
+    assert study(file).returncode == 0
+    whole = configs(tmp_path)
+    shutil.rmtree(tmp_path / "studies" / "tpe-0")
+    ended = study(file)
+    assert "resuming: 3 of 4 studies are done" in ended.stderr
+    assert configs(tmp_path) == whole
+
+
 def test_a_larger_budget_goes_on_and_other_options_are_refused(tmp_path: Path) -> None:
     assert study(written(tmp_path, 2)).returncode == 0
     short = configs(tmp_path)
@@ -91,6 +102,7 @@ def test_a_larger_budget_goes_on_and_other_options_are_refused(tmp_path: Path) -
         ("seeds = 2", 'seeds = "two"', "seeds = 'two'"),
         ("seeds = 2", "seeds = [1, 1]", "seeds = [1, 1]"),
         ("slo-ttft = 400", "slo-tft = 400", "--slo-tft"),
+        ('optimizer = "tpe"', 'optimizer = "tpee"', "arm tpe: --optimizer = 'tpee'"),
         ("slo-ttft = 400", "seed = 4", "'seed'"),
         ("budget = 3", "budget = {}", "tune.budget = {}"),
         ("[arms.random]", '[arms."../random"]', "'../random'"),

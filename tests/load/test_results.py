@@ -94,6 +94,9 @@ def test_vllm_that_waited_for_its_own_concurrency_limit_counts_from_when_the_rat
 
 
 def test_vllm_closed_loop_has_no_due_instants(tmp_path: Path):
+    data = document(GOLDEN / "vllm_0.32_queued.json")
+    del data["queue_times"]
+    assert one(written(tmp_path / "unqueued.json", data)).counts_from == "sent"
     data = document(GOLDEN / "vllm_0.32_queued.json") | {"request_rate": "inf"}
     run = one(written(tmp_path / "a.json", data))
     assert (run.strategy, run.request_rate, run.burstiness, run.counts_from) == ("concurrent", np.inf, None, "sent")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -25,12 +26,12 @@ from result_files import (
     written,
 )
 from sloguard.load.results import read_results
-from sloguard.load.run_figures import TOLD_GOODPUT, RunFigures, held_against, recomputed
+from sloguard.load.run_figures import TOLD_GOODPUT, RunFigures, held_against, judgements, recomputed
 from sloguard.metrics import Dist, Summary, summarise
 from sloguard.report.bench import to_json
 from sloguard.report.vllm_json import to_vllm_json
 from sloguard.request import End, Timeline
-from sloguard.slo import NO_SLO, StageSLO
+from sloguard.slo import NO_SLO, Judgement, StageSLO
 from timelines import RUNS, timeline
 
 LEVELS = (("p50", 50), ("p90", 90), ("p95", 95), ("p99", 99))
@@ -198,6 +199,17 @@ def test_the_same_promise_held_against_every_tool():
             assert run.requests is not None
             assert held.attainment == (run.requests.ttft_s <= 0.0125).sum() / 24
             assert held_against(run, NO_SLO) is run
+
+
+def test_every_request_is_judged_once_for_all_who_ask():
+    run = one(GOLDEN / "guidellm_0.8_cut.json")
+    assert run.requests is not None
+    cut = run.requests.ended(End.CANCELLED)
+    wide = judgements(run.requests, StageSLO(ttft_s=1000.0))
+    assert [told is Judgement.UNKNOWN for told in wide] == cut.tolist()
+    assert judgements(run.requests, StageSLO(ttft_s=1e-6)).count(Judgement.MISSED) >= np.sum(~cut)
+    unseen = replace(run.requests, ttft_s=np.full(len(cut), np.nan), ended_s=run.requests.begun_s)
+    assert Judgement.MET not in judgements(unseen, StageSLO(ttft_s=1000.0)), "unknown is never a pass"
 
 
 def test_a_request_that_was_cut_off_has_missed_what_it_had_broken_and_is_left_out_otherwise():

@@ -57,6 +57,8 @@ def status_of(url: str, **headers: str) -> int:
 def test_before_the_first_trial_it_says_so_and_an_interrupt_ends_it(watched: Any) -> None:
     url, process = watched
     assert status_of(url) == 200
+    listening = urlopen(f"{url}events", timeout=20)
+    assert listening.readline() == b"event: change\n"
     assert "The first trial has not ended." in urlopen(url, timeout=20).read().decode()
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 0
@@ -82,6 +84,14 @@ def test_a_study_that_can_not_be_read_is_said_and_not_a_failure(watched: Any, tm
     url, _ = watched
     assert status_of(url) == 200
     assert "can&#39;t be read" in urlopen(url, timeout=20).read().decode()
+
+
+def test_beyond_this_machine_a_key_is_needed(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(sys, "argv", ["sloguard", "watch", "study", "--host", "0.0.0.0", "--port", "0"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "--api-key-env" in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_is_one_line(watched: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -46,7 +46,7 @@ def test_what_broke_is_counted_limit_by_limit() -> None:
     requests = run.requests
     assert requests is not None
     late, slow = requests.ttft_s > 0.014, requests.tpot_s > 0.0066
-    rows = table(load_page([run]), "promised-sloguard-bench", "Completed requests").rows
+    rows = table(load_page([run]), "promised-1", "Completed requests").rows
     told = {row[0].text: row[1].sort for row in rows}
     assert told == {
         "kept both": float(np.sum(~late & ~slow)),
@@ -90,6 +90,20 @@ def test_a_long_run_is_drawn_in_part_and_says_so() -> None:
     lead = next(section.lead for section in page.sections if section.name.startswith("time-"))
     assert f"The first {MOST_LINES} of {len(many.ends)}." in lead
     assert len(render(page)) < 400_000
+
+
+def test_what_the_end_of_a_run_cut_off_is_not_shown_as_broken() -> None:
+    (run,) = read_results(GOLDEN / "guidellm_0.8_cut.json")
+    assert run.unfinished
+    page = load_page([held_against(run, StageSLO(ttft_s=1000.0))])
+    (label,) = [figure.label for figure in page.figures if figure.name == "timeline-1"]
+    assert "; 0 broke" in label
+
+
+def test_files_with_like_names_have_figures_of_their_own() -> None:
+    runs = [replace(one(OWN), file=name) for name in ("run_1.json", "run-1.json")]
+    names = [figure.name for figure in load_page([held_against(run, PROMISED) for run in runs]).figures]
+    assert len(set(names)) == len(names)
 
 
 def test_names_of_files_are_text() -> None:

@@ -228,6 +228,9 @@ def test_loads_whose_requests_came_one_after_another_are_recognised(tmp_path: Pa
     (run,) = read(published(tmp_path / "together.jsonl", *together))
     assert not run.one_at_a_time
     assert [trial.requests for trial in run.trials] == [None, None]
+    many = [{**one, "total_tokens": 6400, "goodput_tps": 6400 / (n + 0.4)} for n, one in enumerate(alone, start=67)]
+    (run,) = read(published(tmp_path / "many.jsonl", *many))
+    assert not run.one_at_a_time, "a large quotient is no nearer to a whole number than a small one"
 
 
 def test_trials_of_no_optimizer_are_taken_by_the_file_that_they_are_from(tmp_path: Path) -> None:

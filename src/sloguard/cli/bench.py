@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -115,33 +116,30 @@ def command(
         )
     summary = summarise(offered.timelines, tpot_rule)
     _show(summary, offered.notes, promised=promised, to_stdout=to_stdout)
-    if json_file is not None or report is not None:
-        settings: dict[str, Any] = {
-            "sloguard": __version__,
-            "started": started.isoformat(timespec="seconds"),
-            "base_url": base_url,
-            "model": model,
-            "api": api,
-            "workload": workload,
-            "request_rate": _rate_json(request_rate),
-            "num_requests": len(requests),
-            "input_len": input_len,
-            "output_len": output_len,
-            "burstiness": _rate_json(burstiness),
-            "slo": slo or [],
-            "slo_class": slo_class or [],
-            "promised": promised,
-            "send_slos": send_slos,
-            "tpot_rule": tpot_rule.value,
-            "seed": seed,
-            "warmup": warmup,
-            "timeout_s": timeout,
-        }
-        saved = to_json(offered.timelines, summary, offered.notes, settings)
-        if json_file is not None:
-            _save(json_file, saved)
-        if report is not None:
-            write_text_atomic(report, render(load_page(read_own(str(json_file or report), [saved]))))
+    settings: dict[str, Any] = {
+        "sloguard": __version__,
+        "started": started.isoformat(timespec="seconds"),
+        "base_url": base_url,
+        "model": model,
+        "api": api,
+        "workload": workload,
+        "request_rate": _rate_json(request_rate),
+        "num_requests": len(requests),
+        "input_len": input_len,
+        "output_len": output_len,
+        "burstiness": _rate_json(burstiness),
+        "slo": slo or [],
+        "slo_class": slo_class or [],
+        "promised": promised,
+        "send_slos": send_slos,
+        "tpot_rule": tpot_rule.value,
+        "seed": seed,
+        "warmup": warmup,
+        "timeout_s": timeout,
+    }
+    saved = to_json(offered.timelines, summary, offered.notes, settings)
+    if json_file is not None:
+        _save(json_file, saved)
     if save_vllm_json is not None:
         fields = to_vllm_json(
             offered.timelines,
@@ -153,6 +151,8 @@ def command(
             started=started,
         )
         _save(save_vllm_json, fields)
+    if report is not None:  # last: whatever happens to a drawing, what was measured is saved
+        write_text_atomic(report, render(load_page(read_own(str(json_file or report), [saved]))))
     return 0 if summary.completed else EXIT_NOTHING_COMPLETED
 
 
@@ -167,10 +167,15 @@ def _check_sendable(requests: Sequence[Request], *, promised: bool) -> None:
 
 def _check_files(json_file: Path | None, save_vllm_json: Path | None, report: Path | None) -> None:
     """Before anything is sent: a run takes long, and what it measured must not be lost for a mistyped path."""
-    if json_file is not None and json_file == save_vllm_json:
-        raise SpecError("--save-vllm-json", str(json_file), "is the file of --json, too", "Give two files.")
-    for field, path in (("--json", json_file), ("--save-vllm-json", save_vllm_json), ("--report", report)):
-        if path is not None and path != STDOUT:
+    given = {"--json": json_file, "--save-vllm-json": save_vllm_json, "--report": report}
+    fields = [field for field, path in given.items() if path is not None]
+    for one, other in combinations(fields, 2):
+        if given[one] == given[other]:
+            raise SpecError(other, str(given[other]), f"is the file of {one}, too", "Give two files.")
+    if report == STDOUT:
+        raise SpecError("--report", str(report), "a page is a file", "Name one, e.g. --report load.html.")
+    for field in fields:
+        if (path := given[field]) is not None and path != STDOUT:
             check_writable(field, path)
 
 

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from sloguard import __version__
-from sloguard.cli.tune_results import serve_yaml
 from sloguard.errors import SpecError
 from sloguard.report.files import check_writable, write_text_atomic
 from sloguard.report.trials_csv import to_csv
@@ -16,6 +15,7 @@ from sloguard.study.log import LOG_NAME, StudyLog
 from sloguard.study.optuna_storage import write_optuna
 from sloguard.study.record import read_header
 from sloguard.study.results import Results
+from sloguard.study.serve_yaml import serve_yaml
 from sloguard.study.spec import StudySpec
 from sloguard.trial import Trial
 

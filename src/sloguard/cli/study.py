@@ -18,6 +18,8 @@ from sloguard import __version__
 from sloguard.cli import tune
 from sloguard.cli.progress import counted, plain_console
 from sloguard.errors import SpecError
+from sloguard.optim import OPTIMIZERS
+from sloguard.registry import load
 from sloguard.study.jsonl import JsonLog
 from sloguard.study.log import StudyLog
 from sloguard.study.series import Planned, options_of, read_series
@@ -69,6 +71,7 @@ def _check(file: Path, planned: Planned, jobs: int) -> None:
     except typer.TyperException as error:
         problem = error.format_message().rstrip(".")
         raise SpecError(f"{file}: arm", planned.arm, problem, "Options are those of sloguard tune --help.") from error
+    load(OPTIMIZERS, context.params["optimizer"], f"{file}: arm {planned.arm}: --optimizer", "propose")
     engine = context.params["engine"]
     if jobs > 1 and engine != "sim":
         raise SpecError("--jobs", jobs, f"studies of engine {engine!r} would measure each other", "Leave it out.")
@@ -84,7 +87,7 @@ def _done(log: JsonLog) -> dict[str, list[str]]:
 
 def _is_done(planned: Planned, done: dict[str, list[str]], directory: Path) -> bool:
     """One with another budget goes on. Raises SpecError where it was made with other options besides."""
-    if planned.name not in done:
+    if planned.name not in done or not StudyLog(directory / planned.name).exists():
         return False
     mine, before = options_of(planned.words), options_of(done[planned.name])
     differing = [name for name in dict.fromkeys([*mine, *before]) if mine.get(name) != before.get(name)]
@@ -105,7 +108,11 @@ def _as_they_end(
         if not running:
             return
         for future in wait(running, return_when=FIRST_COMPLETED).done:
-            yield running.pop(future), future.result()
+            planned = running.pop(future)
+            try:
+                yield planned, future.result()
+            except SpecError as error:
+                raise SpecError(f"{planned.name}: {error.field}", error.value, error.problem, error.fix) from error
 
 
 def _tuned(words: tuple[str, ...], out: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -208,18 +209,24 @@ def command(
         finally:  # what is known when a study is interrupted or the machine fails is as good as at its end
             results = Results(log.trials(), spec.goal, spec.try_default)
             summary = write_results(log.directory, spec, study, results, time.monotonic() - started_s)
-            if results.trials:
-                typer.echo(f"report: {leave_page(log.directory)}", err=True)
+            if results.trials and sys.exc_info()[0] is not None:
+                _leave_page(log.directory)
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
+        _leave_page(log.directory)
     else:
         console = plain_console()
         console.print(study_report(results, spec.engine == "sim"))
         if command := serve_command_of(study, results):
             typer.echo(f"Apply it: {shlex.join(command)}")  # as it stands, so that it can be copied whole
+        _leave_page(log.directory)
         made = [name for name in RESULT_FILES if (log.directory / name).exists()]
         typer.echo(f"Everything is in {out}/: {', '.join(made)}")
     return 0 if results.best else EXIT_INFEASIBLE
+
+
+def _leave_page(directory: Path) -> None:
+    typer.echo(f"report: {leave_page(directory)}", err=True)
 
 
 def _budget_s(minutes: float | None, gpu_hours: float | None, gpus: int) -> float | None:

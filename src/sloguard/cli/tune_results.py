@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
-from sloguard.engine.lend import scheduler_arguments
-from sloguard.plugins.options import Promise
 from sloguard.report.files import write_text_atomic
-from sloguard.space.flags import to_yaml
-from sloguard.space.layout import LAYOUT, Layout
-from sloguard.space.policies import of_policy
-from sloguard.study.build import engine_policy
 from sloguard.study.record import BEST_NAME
 from sloguard.study.results import Results
 from sloguard.study.runner import Study
+from sloguard.study.serve_yaml import serve_yaml
 from sloguard.study.spec import StudySpec
-from sloguard.trial import Trial, Value
 
 
 def serve_command_of(study: Study, results: Results) -> list[str]:
@@ -32,33 +25,3 @@ def write_results(out: Path, spec: StudySpec, study: Study, results: Results, wa
     else:
         (out / BEST_NAME).unlink(missing_ok=True)
     return summary
-
-
-def serve_yaml(spec: StudySpec, trial: Trial) -> str:
-    """The file for `vllm serve --config` with the config of a trial; the engine's default has no more than what every
-    start had.
-    """
-    config, options = of_policy(trial.overrides)
-    split = {LAYOUT: trial.config[LAYOUT]} if LAYOUT in trial.config else Layout(spec.tensor_parallel).sizes
-    fixed = {"model": _anywhere(spec.model), **split, **spec.engine_args, **_scheduling(spec, options)}
-    return to_yaml(config, fixed)
-
-
-def _scheduling(spec: StudySpec, options: Mapping[str, Value]) -> dict[str, Value]:
-    """Arguments for a vLLM beside which sloguard is installed: the policy, and the study's promise to every request."""
-    policy = engine_policy(spec)
-    if policy is None:
-        return {}
-    return scheduler_arguments(
-        {
-            "policy": policy.name,
-            "policy_options": {**policy.options, **options},
-            "slo_classes": {"default": Promise.of(policy.promise).model_dump(exclude_none=True)},
-            "default_class": "default",
-        }
-    )
-
-
-def _anywhere(model: str) -> str:
-    """A model's path as it holds from any directory; a hub name as it stands."""
-    return str(Path(model).resolve()) if Path(model).is_dir() else model

@@ -12,13 +12,13 @@ import uvicorn
 
 from sloguard.cli.options import api_key_from
 from sloguard.errors import SpecError
-from sloguard.page.live import watch_app
+from sloguard.page.live import is_loopback, watch_app
 
 
 def command(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The --out directory of `sloguard tune`.")],
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 for every interface, and then with a key.")
+        str, typer.Option(help="Address to listen on; another than this machine's own needs a key.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
     api_key_env: Annotated[
@@ -31,13 +31,16 @@ def command(
     """
     if directory.exists() and not directory.is_dir():
         raise SpecError("DIR", str(directory), "is a file", "Give the --out directory of `sloguard tune`.")
-    app = watch_app(directory, host, api_key_from(api_key_env))
+    api_key = api_key_from(api_key_env)
+    if api_key is None and not is_loopback(host):
+        raise SpecError("--host", host, "others can ask there, and no key is asked for", "Add --api-key-env NAME.")
+    app = watch_app(directory, host, api_key, lambda: server.should_exit)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
     with _listening(host, port) as listener:
         name = f"[{host}]" if ":" in host else host
         typer.echo(f"{directory} is shown at http://{name}:{listener.getsockname()[1]}/")
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)  # who watches never hangs up
         with suppress(KeyboardInterrupt):  # the one way to end it
-            uvicorn.Server(config).run(sockets=[listener])
+            server.run(sockets=[listener])
     return 0
 
 

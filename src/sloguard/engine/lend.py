@@ -18,6 +18,7 @@ from sloguard import __version__
 from sloguard.engine.base import EnginePolicy
 from sloguard.engine.vllm_install import FIELD, VllmInstall
 from sloguard.errors import SpecError
+from sloguard.plugins.options import Promise
 from sloguard.space.flags import spelled, to_flags
 from sloguard.space.policies import of_policy
 from sloguard.trial import Config, Value
@@ -106,3 +107,17 @@ def serve_command(
 def scheduler_arguments(options: Mapping[str, object]) -> dict[str, Value]:
     """Engine arguments that make vLLM schedule with sloguard; `options` are those of plugins/options.py."""
     return {"scheduler_cls": SCHEDULER, "additional_config": json.dumps({"sloguard": dict(options)})}
+
+
+def policy_arguments(policy: EnginePolicy, options: Mapping[str, Value]) -> dict[str, Value]:
+    """Those for a vLLM beside which sloguard is installed: `options` go before the policy's own, and every request that
+    names no class is promised what `policy` promises.
+    """
+    return scheduler_arguments(
+        {
+            "policy": policy.name,
+            "policy_options": {**policy.options, **options},
+            "slo_classes": {"default": Promise.of(policy.promise).model_dump(exclude_none=True)},
+            "default_class": "default",
+        }
+    )

@@ -87,6 +87,7 @@ class OwnRun(Outside):
     settings: OwnSettings
     summary: OwnSummary
     requests: list[OwnRequest] = Field(min_length=1)
+    notes: list[str] = Field(default_factory=list[str])
 
 
 def read_own(path: str, documents: Sequence[Any]) -> list[RunFigures]:
@@ -104,6 +105,7 @@ def _run(path: str, document: dict[str, Any]) -> RunFigures:
     notes = [CLIENT_LIMITED] if summary.client_limited else []
     if summary.tpot_rule != "mean":
         notes.append(f"a token pace is judged by the rule {summary.tpot_rule}")
+    notes += run.notes
     told = Figures(
         completed=summary.completed,
         failed=summary.offered - summary.completed,

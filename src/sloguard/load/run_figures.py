@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sloguard.metrics import CLIENT_LAG_LIMIT_S, Dist
 from sloguard.request import End
-from sloguard.slo import NO_SLO, StageSLO
+from sloguard.slo import NO_SLO, Judgement, StageSLO
 
 CLIENT_LIMITED = "CLIENT-LIMITED: the client lagged, so the figures measure the client as much as the server"
 TOLD_GOODPUT = "goodput and attainment are as the tool told them, by its own latencies"
@@ -193,14 +193,29 @@ def _kept(run: RunFigures, slo: StageSLO) -> tuple[int | None, int]:
         return (0, run.failed or 0) if lost else (None, 0)
     if slo.ttft_slowdown is not None:
         return None, 0
-    requests = run.requests
+    told = judgements(run.requests, slo)
+    if any(one is Judgement.UNKNOWN and end is End.COMPLETED for one, end in zip(told, run.requests.ends, strict=True)):
+        return None, 0
+    met = told.count(Judgement.MET)
+    return met, met + told.count(Judgement.MISSED)
+
+
+def judgements(requests: Requests, slo: StageSLO) -> list[Judgement]:
+    """Of each request [n], by its mean TPOT. What failed has missed, too; what the end of the run cut off is unknown,
+    unless it had broken a limit already; so is what was completed where a figure is missing.
+    """
     done, cut = requests.ended(End.COMPLETED), requests.ended(End.CANCELLED)
     pace_s = np.where(done & (requests.output_tokens <= 1), 0.0, requests.tpot_s)
     limits = ((requests.ttft_s, slo.ttft_s), (pace_s, slo.tpot_s), (requests.e2el_s, slo.e2el_s))
     held = [(values, limit) for values, limit in limits if limit is not None]
-    broken = np.any([values > limit for values, limit in held], axis=0)
-    if np.any(done & ~broken & np.any([np.isnan(values) for values, _ in held], axis=0)):
-        return None, 0
+    none = np.zeros(len(done), dtype=np.bool_)
+    broken = np.any([none, *(values > limit for values, limit in held)], axis=0)
+    unseen = np.any([none, *(np.isnan(values) for values, _ in held)], axis=0)
     waited_s = requests.ended_s - requests.begun_s
     late = np.isnan(requests.ttft_s) & (waited_s > (slo.ttft_s or np.inf)) | (waited_s > (slo.e2el_s or np.inf))
-    return int((done & ~broken).sum()), int((~cut | broken | late).sum())
+    missed = np.where(cut, broken | late, broken | ~done)
+    unknown = ~missed & (cut | unseen)
+    return [
+        Judgement.MISSED if bad else Judgement.UNKNOWN if unclear else Judgement.MET
+        for bad, unclear in zip(missed.tolist(), unknown.tolist(), strict=True)
+    ]

@@ -129,7 +129,8 @@ def _strategy(run: VllmRun, burstiness: float | None) -> str | None:
 
 def _queued(run: VllmRun) -> bool:
     """Whether requests were due at a rate, and could wait for others to end: then the wait is theirs."""
-    return run.sloguard is None and run.max_concurrency is not None and (run.rate or np.inf) < np.inf
+    paced = run.max_concurrency is not None and (run.rate or np.inf) < np.inf
+    return run.sloguard is None and paced and run.queue_times is not None
 
 
 def _told(path: str, run: VllmRun) -> Figures:

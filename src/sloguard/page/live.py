@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from ipaddress import ip_address
 from pathlib import Path
 from threading import Lock
 
@@ -24,18 +25,18 @@ from sloguard.study.record import BEST_NAME, read_record
 
 POLL_S = 0.5  # a look at two files
 STILL_HERE_S = 15.0  # proxies close what is silent for longer
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 State = tuple[tuple[int, int] | None, ...]
 
 
-def watch_app(directory: Path, host: str, api_key: str | None = None) -> FastAPI:
+def watch_app(directory: Path, host: str, api_key: str | None = None, ended: Callable[[], bool] = bool) -> FastAPI:
     """Serves the study in `directory`, which need not have begun, to who brings the key: `?key=` or a bearer token.
-    On a loopback `host` other names of it are refused, so that no page from elsewhere can read this one.
+    On a loopback `host` other names of it are refused, so that no page from elsewhere can read this one. Those who
+    listen for changes are let go once `ended` says so.
     """
     app = FastAPI(title="sloguard watch", docs_url=None, redoc_url=None, openapi_url=None)
-    if host in LOOPBACK:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"])
+    if is_loopback(host):
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[host, "localhost", "127.0.0.1", "[::1]"])
     pages = _Pages(directory)
 
     def allowed(request: Request) -> bool:
@@ -50,12 +51,20 @@ def watch_app(directory: Path, host: str, api_key: str | None = None) -> FastAPI
     async def events(request: Request) -> Response:
         headers = {"cache-control": "no-store"}
         return (
-            StreamingResponse(_changes(directory), 200, headers, "text/event-stream")
+            StreamingResponse(_changes(directory, ended), 200, headers, "text/event-stream")
             if allowed(request)
             else _refused()
         )
 
     return app
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody beyond this machine can ask there."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _refused() -> Response:
@@ -84,14 +93,14 @@ def _page(directory: Path) -> Page:
     try:
         if not log.exists() or not log.trials():
             return Page(f"Tuning in {directory}", "", Verdict("good", "Nothing yet", "The first trial has not ended."))
-        return tune_page(read_record(directory))
+        return tune_page(read_record(directory), live=True)
     except SloguardError as error:
         return Page(f"Tuning in {directory}", "", Verdict("bad", "This study can't be read", str(error)))
 
 
-async def _changes(directory: Path) -> AsyncIterator[str]:
+async def _changes(directory: Path, ended: Callable[[], bool]) -> AsyncIterator[str]:
     seen, silent_s = None, 0.0
-    while True:
+    while not ended():
         if (state := _state(directory)) != seen:
             seen, silent_s = state, 0.0
             yield "event: change\ndata:\n\n"

@@ -8,7 +8,7 @@ from pathlib import PurePath
 
 import numpy as np
 
-from sloguard.load.run_figures import CLIENT_LIMITED, Requests, RunFigures
+from sloguard.load.run_figures import CLIENT_LIMITED, Requests, RunFigures, judgements
 from sloguard.metrics import Dist
 from sloguard.page.canvas import plain
 from sloguard.page.figures import quantiles
@@ -16,7 +16,7 @@ from sloguard.page.load_figures import SERIES, Floats, Life, distributions, regi
 from sloguard.page.page import Beside, Cell, Column, Figure, Figures, Page, Section, Table, Text, Tile, Verdict
 from sloguard.report.runs import runs_notes, runs_sheet
 from sloguard.request import End
-from sloguard.slo import StageSLO
+from sloguard.slo import NO_SLO, Judgement, StageSLO
 
 METRICS = {"ttft_s": "Time to first token (TTFT)", "tpot_s": "Time per output token (TPOT)"}
 METRICS |= {"itl_s": "Gap between chunks (ITL)", "e2el_s": "End-to-end latency (E2EL)"}
@@ -32,8 +32,9 @@ Runs = Mapping[str, RunFigures]  # by a name of its own
 def load_page(runs: Sequence[RunFigures]) -> Page:
     """At least one run, held against a promise or not (`run_figures.held_against`)."""
     named = _named(runs)
-    promises = [_promises(name, run, len(runs)) for name, run in named.items()]
-    times = [_time(name, run, len(runs)) for name, run in named.items()]
+    alone = len(runs) == 1
+    promises = [_promises(n, "" if alone else name, run) for n, (name, run) in enumerate(named.items(), start=1)]
+    times = [_time(n, "" if alone else name, run) for n, (name, run) in enumerate(named.items(), start=1)]
     sections = (_latency(named), *promises, *times, _all_figures(runs))
     models = list(dict.fromkeys(run.model for run in runs if run.model))
     title = f"Load test of {models[0]}" if len(models) == 1 else "Load tests"
@@ -162,7 +163,7 @@ def _values(requests: Requests, name: str) -> Floats:
     return values[~np.isnan(values)]
 
 
-def _promises(name: str, run: RunFigures, runs: int) -> Section | None:
+def _promises(number: int, name: str, run: RunFigures) -> Section | None:
     """Which requests kept both limits, where both were promised."""
     slo, requests = run.slo, run.requests
     if slo is None or slo.ttft_s is None or slo.tpot_s is None or requests is None:
@@ -181,18 +182,16 @@ def _promises(name: str, run: RunFigures, runs: int) -> Section | None:
     label = f"{kept} of {len(points)} completed requests kept both limits."
     drawn = f" Every {step}th request is drawn." if step > 1 else ""
     figure = Figure(
-        f"promises-{_slug(name)}",
+        f"promises-{number}",
         "Where requests lie within their limits",
         label,
         region(points[::step], "TTFT, of its limit", "TPOT, of its limit"),
         (420, 320),
         caption=f"Shaded: both limits kept.{drawn}",
     )
-    lead = f"{name}: {_promise_text(slo)}. {label} Requests that failed are not drawn."
+    lead = f"{_promise_text(slo)}. {label} Requests that failed are not drawn."
     table = Table("Completed requests", (Column(""), Column("requests", number=True)), rows)
-    return Section(
-        f"promised-{_slug(name)}", _title("Promises", name, runs), lead, (Beside((Figures((figure,)), table)),)
-    )
+    return Section(f"promised-{number}", _title("Promises", name), lead, (Beside((Figures((figure,)), table)),))
 
 
 def _points(requests: Requests, ttft_s: float, tpot_s: float) -> Iterator[tuple[float, float, bool, str]]:
@@ -204,7 +203,7 @@ def _points(requests: Requests, ttft_s: float, tpot_s: float) -> Iterator[tuple[
         yield across, up, across <= 1 and up <= 1, tip
 
 
-def _time(name: str, run: RunFigures, runs: int) -> Section | None:
+def _time(number: int, name: str, run: RunFigures) -> Section | None:
     requests = run.requests
     if requests is None:
         return None
@@ -215,24 +214,21 @@ def _time(name: str, run: RunFigures, runs: int) -> Section | None:
     broken = sum(not one.kept for one in lives)
     span_s = max(one.due_s for one in lives)
     label = f"{len(lives)} requests over {span_s:.0f} seconds; {broken} broke their promise or failed."
-    figure = Figure(f"timeline-{_slug(name)}", "Requests over time", label, timeline(lives), (480, 340))
-    lead = f"{name}: when each request was {run.counts_from}, got its first token, and its last.{first}"
-    return Section(
-        f"time-{_slug(name)}", _title("Request timeline", name, runs), lead, (Figures((figure,)), Text(label))
-    )
+    figure = Figure(f"timeline-{number}", "Requests over time", label, timeline(lives), (480, 340))
+    lead = f"When each request was {run.counts_from}, got its first token, and its last.{first}"
+    return Section(f"time-{number}", _title("Request timeline", name), lead, (Figures((figure,)), Text(label)))
 
 
 def _lives(requests: Requests, slo: StageSLO | None) -> Iterator[Life]:
     begun_s = requests.begun_s
     origin_s = float(np.nanmin(begun_s)) if len(begun_s) else 0.0
-    for at, end in enumerate(requests.ends):
+    told = judgements(requests, slo or NO_SLO)
+    for at, (end, judged) in enumerate(zip(requests.ends, told, strict=True)):
         due_s = float(begun_s[at] - origin_s)
         ttft_s, e2el_s = float(requests.ttft_s[at]), float(requests.e2el_s[at])
         pace_s = 0.0 if requests.output_tokens[at] <= 1 else float(requests.tpot_s[at])
-        limits = () if slo is None else ((ttft_s, slo.ttft_s), (pace_s, slo.tpot_s), (e2el_s, slo.e2el_s))
-        kept = end is End.COMPLETED and not any(limit is not None and value > limit for value, limit in limits)
         tip = f"request {at}: {end.value}, TTFT {ttft_s * 1000:.0f} ms, TPOT {pace_s * 1000:.1f} ms"
-        yield Life(due_s, due_s + ttft_s, due_s + e2el_s, kept, tip)
+        yield Life(due_s, due_s + ttft_s, due_s + e2el_s, judged is not Judgement.MISSED, tip)
 
 
 def _all_figures(runs: Sequence[RunFigures]) -> Section:
@@ -244,9 +240,5 @@ def _all_figures(runs: Sequence[RunFigures]) -> Section:
     return Section("runs", "All figures", lead, (Table("Load tests", head, rows), *notes))
 
 
-def _title(what: str, name: str, runs: int) -> str:
-    return what if runs == 1 else f"{what}: {name}"
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in name.lower())
+def _title(what: str, name: str) -> str:
+    return f"{what}: {name}" if name else what

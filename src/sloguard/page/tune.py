@@ -20,7 +20,8 @@ from sloguard.study.results import Results
 from sloguard.trial import Config
 
 
-def tune_page(record: Record) -> Page:
+def tune_page(record: Record, *, live: bool = False) -> Page:
+    """Of a study that is over, or is still made: then it is no fault that it has fewer trials than were asked for."""
     sections = (
         search_section(record),
         crash_section(record),
@@ -35,14 +36,14 @@ def tune_page(record: Record) -> Page:
     where = record.engine.get("gpu") or record.engine.get("device")
     title = f"Tuning {record.spec.model}" + (f" on {where}" if where else "")
     asked = f"Promised: {'; '.join(promises(record.spec))}"
-    return Page(title, asked, verdict_of(record), tuple(one for one in sections if one is not None))
+    return Page(title, asked, verdict_of(record, live=live), tuple(one for one in sections if one is not None))
 
 
-def verdict_of(record: Record) -> Verdict:
+def verdict_of(record: Record, *, live: bool = False) -> Verdict:
     results = record.results
     tone = "good" if results.best else "bad"
     notices = [SIMULATED] if record.simulated else []
-    if len(results.explored) < record.spec.budget:
+    if len(results.explored) < record.spec.budget and not live:
         tried = f"{len(results.explored)} of {record.spec.budget} configs were tried"
         notices.append(f"{tried}: the study was interrupted, its time was spent, or nothing was left to try.")
     notices += list(warnings_on(results))
@@ -92,7 +93,10 @@ def _apply(record: Record) -> list[Block]:
     best = record.results.best
     if best is None or record.best_yaml is None:
         return []
+    where = shlex.quote(str(record.directory))
     command = f"vllm serve --config {shlex.quote(str(record.directory / BEST_NAME))}"
+    if not record.saved:  # a study that goes on, or was interrupted, has an older file or none
+        command = f"sloguard export {where} -o {BEST_NAME}\nvllm serve --config {BEST_NAME}"
     blocks: list[Block] = [Code("Apply it", command)]
     if not best.overrides:
         blocks.append(Text("The engine's own defaults are best: nothing is set beside what the study fixed."))

@@ -9,6 +9,7 @@ from typing import Any
 
 from sloguard.page.page import Block, Cell, Code, Column, Section, Table
 from sloguard.study.log import LOG_NAME
+from sloguard.study.prior import NONE
 from sloguard.study.record import Record
 from sloguard.study.spec import StudySpec
 
@@ -66,6 +67,8 @@ def command_of(record: Record) -> list[str]:
     words = ["sloguard", "tune"]
     for one in fields(StudySpec):
         words += _words(one.name, getattr(spec, one.name), one.default if one.default is not MISSING else None)
+    if not spec.priors and not record.simulated:  # else `tune` would take a simulation for one
+        words += ["--prior", NONE]
     return [*words, *(["--parallel", str(lanes)] if lanes > 1 else []), "--out", AGAIN]
 
 

@@ -14,7 +14,7 @@ from sloguard.trial import Config
 
 FIELD = "FILE"
 STATUSES = ("feasible", "infeasible", "crash")
-WHOLE = 0.01  # how near to a whole number a quotient of measured figures has to come
+WHOLE = 0.05  # how near to a whole number a quotient of measured figures has to come
 Row = dict[str, Any]
 
 
@@ -49,7 +49,7 @@ def _run(label: str, seed: int | None, rows: Sequence[Row]) -> StudyRun:
     counts = [_requests(row) for row in ordered]
     known = [count for count in counts if count is not None]
     # Requests that overlap make a quotient of no meaning, and one that is whole in every trial would be a wonder.
-    one_at_a_time = bool(known) and all(abs(count - round(count)) <= WHOLE * count for count in known)
+    one_at_a_time = bool(known) and all(abs(count - round(count)) <= WHOLE for count in known)
     trials = tuple(
         _trial(row, round(count) if count and one_at_a_time else None)
         for row, count in zip(ordered, counts, strict=True)

@@ -10,16 +10,19 @@ from typing import Any
 from sloguard.errors import LogError, SpecError
 from sloguard.study.log import StudyLog
 from sloguard.study.results import Results
+from sloguard.study.serve_yaml import serve_yaml
 from sloguard.study.spec import StudySpec
 
 BEST_NAME = "best.yaml"
+STARTED = ("vllm", "sim")  # engines whose configs are vLLM's; of one's own, those for which `tune` left a file
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     """`engine` is what the header says of it, `sloguard` the version that made the study, `lanes` how many trials ran
-    at a time (0: one, in the command itself), `digest` the SHA-256 of the log. `best_yaml` is the text of the file for
-    `vllm serve --config`, None where there is none.
+    at a time (0: one, in the command itself), `digest` the SHA-256 of the log. `best_yaml` is what `vllm serve
+    --config` is to read, None where nothing is to be deployed, or nothing of ours starts the server; `saved` says that
+    the file beside the log holds that.
     """
 
     directory: Path
@@ -30,6 +33,7 @@ class Record:
     results: Results
     digest: str
     best_yaml: str | None
+    saved: bool
 
     @property
     def simulated(self) -> bool:
@@ -41,7 +45,7 @@ def read_header(log: StudyLog) -> tuple[StudySpec, dict[str, Any]]:
     header = log.header()
     try:
         return StudySpec.from_json(header["spec"]), header
-    except (SpecError, TypeError, ValueError) as error:
+    except (SpecError, AttributeError, TypeError, ValueError) as error:
         raise LogError(f"{log.path}, line 1: 'spec' can't be read ({error}). Restore the file from a copy.") from error
 
 
@@ -53,14 +57,19 @@ def read_record(directory: Path) -> Record:
     (spec, header), trials = read_header(log), log.trials()
     if not trials:
         raise SpecError("DIR", str(directory), "holds a study without a trial", "Go on with it: `tune --resume`.")
-    best = directory / BEST_NAME
+    results = Results(trials, spec.goal, spec.try_default)
+    file = directory / BEST_NAME
+    told = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
+    starts = spec.engine in STARTED or told is not None
+    best_yaml = serve_yaml(spec, results.best) if results.best is not None and starts else None
     return Record(
         directory=directory,
         spec=spec,
         engine=header["engine"],
         sloguard=str(header.get("sloguard", "unknown")),
         lanes=int(header.get("lanes", 0)),
-        results=Results(trials, spec.goal, spec.try_default),
+        results=results,
         digest=hashlib.sha256(log.path.read_bytes()).hexdigest(),
-        best_yaml=best.read_text(encoding="utf-8", errors="replace") if best.is_file() else None,
+        best_yaml=best_yaml,
+        saved=best_yaml is not None and told == best_yaml,
     )
