@@ -10,7 +10,7 @@ from fakes import served, some_requests
 from sloguard.contract import Attained, Contract, Limit, Metric, Verdict
 from sloguard.crash import Crash
 from sloguard.metrics import summarise
-from sloguard.study.record import Record
+from sloguard.study.record import Header, Record
 from sloguard.study.results import Results
 from sloguard.study.spec import StudySpec
 from sloguard.trial import Avoided, Capacity, Config, Crashed, Leg, Measured, Outcome, Trial, Value
@@ -58,10 +58,18 @@ def record(
     trials: list[Trial], directory: Path = Path("study"), best_yaml: str | None = None, **spec: object
 ) -> Record:
     asked = StudySpec(**{**ASKED, **spec})  # pyright: ignore[reportArgumentType]
-    engine = {"engine": "sim", "version": "0.32.0", "gpu": "A100-40GB", "model": asked.model}
+    engine = {
+        "engine": asked.engine,
+        "simulated": str(asked.engine == "sim").lower(),
+        "version": "0.32.0",
+        "gpu": "A100-40GB",
+        "model": asked.model,
+    }
     results = Results(trials, asked.goal, asked.try_default)
     yaml = best_yaml if results.best is None else best_yaml or "model: M\nmax-num-seqs: 64\n"
-    return Record(Path("study"), asked, engine, "0.1.0", 0, results, "d" * 64, yaml, yaml is not None)
+    return Record(
+        Path("study"), Header(asked, engine, "0.1.0", 0, warned=False), results, "d" * 64, yaml, yaml is not None
+    )
 
 
 ASKED = {

@@ -77,7 +77,7 @@ def test_what_is_to_be_applied_is_told_by_the_log_and_not_by_an_older_file(study
 
 def test_a_study_that_had_no_prior_is_not_given_one_again(study: Path) -> None:
     made = read_record(study)
-    real = replace(made, spec=replace(made.spec, engine="vllm", gpu=None), engine={"engine": "vllm"})
+    real = replace(made, header=replace(made.header, spec=replace(made.spec, engine="vllm", gpu=None), engine={}))
     assert command_of(real)[-4:-2] == ["--prior", "none"]
 
 

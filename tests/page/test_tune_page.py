@@ -11,7 +11,6 @@ from sloguard.page.tune import headline, tune_page, verdict_of
 from sloguard.page.tune_kept import confirmation_section, headroom_section, latency_section, rates_section
 from sloguard.page.tune_knobs import knobs_section
 from sloguard.page.tune_search import crash_section, search_section, trials_section
-from sloguard.study.record import Record
 from sloguard.trial import Config, Crashed
 from studies import at_a_rate, kept, nothing_kept, record, trial, whole
 
@@ -170,7 +169,7 @@ def test_a_fresh_start_that_failed_is_called_so() -> None:
 
 def test_every_trial_is_in_the_table_with_the_knobs_that_vary() -> None:
     (table,) = tables(trials_section(record(whole())))
-    assert [column.name for column in table.columns][:4] == ["trial", "status", "capacity, requests/s", "time, s"]
+    assert [column.name for column in table.columns][:4] == ["trial", "status", "capacity, req/s", "time, s"]
     assert [column.name for column in table.columns][4:-1] == ["mem", "seqs"]
     assert len(table.rows) == 13
     assert table.choices == ["crashed", "dropped", "feasible"]
@@ -197,18 +196,18 @@ def test_a_study_of_latency_reads_in_milliseconds() -> None:
     assert page.verdict.headline == "Keep the default"
     (table,) = tables(trials_section(made))
     assert table.columns[2].name == "mean latency, ms"
-    assert [row[2].text for row in table.rows][:2] == ["280.0", "380.0"]
+    assert [row[2].text for row in table.rows][:2] == ["280.00", "380.00"]
     assert {"knob-seqs", "knob-fast", "knob-pair"} <= {figure.name for figure in page.figures}
     assert "<svg" in render(page)
 
 
 def test_a_server_of_somebody_else_has_no_knobs_and_nothing_to_apply() -> None:
     only = replace(trial(1, at_a_rate(0.1)), config=Config(), proposed=Config())
-    made: Record = replace(
-        record([only], engine="endpoint", gpu=None, objective="goodput", slo_s={}, slo_p99_s={"ttft": 0.5}, budget=1),
-        best_yaml=None,
-        engine={"engine": "endpoint", "base_url": "http://h", "model": "m"},
+    asked = record(
+        [only], engine="endpoint", gpu=None, objective="goodput", slo_s={}, slo_p99_s={"ttft": 0.5}, budget=1
     )
+    told = replace(asked.header, engine={"engine": "endpoint", "base_url": "http://h", "model": "m"})
+    made = replace(asked, best_yaml=None, header=told)
     page = tune_page(made)
     assert not page.verdict.blocks
     assert "Simulated" not in " ".join(page.verdict.notices)

@@ -36,7 +36,7 @@ def opened(path: Path, trials: list[Trial], objective: str = "goodput") -> optun
 
 def test_optuna_has_every_trial_with_its_state_value_and_params(tmp_path: Path) -> None:
     study = opened(tmp_path / "s.db", TRIALS)
-    assert study.user_attrs == {"spec": {"seed": 1}, "value": "tokens/s"}
+    assert study.user_attrs == {"spec": {"seed": 1}, "value": "goodput, tokens/s"}
     assert [(t.number, t.user_attrs["number"], t.state, t.value) for t in study.trials] == [
         (0, 1, TrialState.COMPLETE, 50.0),
         (1, 2, TrialState.FAIL, None),

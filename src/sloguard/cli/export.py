@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
-from sloguard import __version__
 from sloguard.errors import SpecError
 from sloguard.report.files import check_writable, write_text_atomic
 from sloguard.report.trials_csv import to_csv
@@ -43,13 +43,18 @@ def command(
         raise SpecError("DIR", str(directory), "holds no study", f"Name the --out of `sloguard tune` ({LOG_NAME}).")
     if out is not None:
         check_writable("--output", out)
-    spec, header = read_header(log)
+    header = read_header(log)
+    spec = header.spec
     trials = log.trials()
     if format_ == OPTUNA:
-        about = {"sloguard": __version__, "spec": spec.to_json(), "engine": header["engine"]}
-        write_optuna(_new(out), directory.resolve().name, trials, spec.goal, about)
+        about = {"sloguard": header.sloguard, "spec": spec.to_json(), "engine": dict(header.engine)}
+        new = _new(out)
+        with TemporaryDirectory(dir=new.parent, prefix=f".{new.name}.") as aside:  # whole, or not there
+            made = Path(aside) / new.name
+            write_optuna(made, directory.resolve().name, trials, spec.goal, about)
+            made.rename(new)
         return 0
-    if format_ == YAML and header["engine"].get("engine") == "endpoint":
+    if format_ == YAML and header.engine.get("engine") == "endpoint":
         raise SpecError("DIR", str(directory), "measured a server that somebody else runs", "Use --format csv.")
     text = to_csv(trials, spec.goal) if format_ == CSV else serve_yaml(spec, _chosen(trials, spec, trial))
     if out is None:

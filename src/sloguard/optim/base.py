@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from sloguard.optim.objective import OBJECTIVES, Objective
 from sloguard.space.space import Space
 from sloguard.trial import Config, Crashed, Measured, Refused, Trial
 
@@ -26,6 +27,11 @@ class Goal:
     """
 
     objective: str = "goodput"
+
+    @property
+    def told(self) -> Objective:
+        """How scores are told."""
+        return OBJECTIVES[self.objective]
 
     def score(self, trial: Trial) -> float | None:
         """The objective as a number to maximise; None unless the trial was measured and has it. The capacity of a trial

@@ -33,7 +33,7 @@ def tune_page(record: Record, *, live: bool = False) -> Page:
         trials_section(record),
         made_section(record),
     )
-    where = record.engine.get("gpu") or record.engine.get("device")
+    where = record.header.engine.get("gpu") or record.header.engine.get("device")
     title = f"Tuning {record.spec.model}" + (f" on {where}" if where else "")
     asked = f"Promised: {'; '.join(promises(record.spec))}"
     return Page(title, asked, verdict_of(record, live=live), tuple(one for one in sections if one is not None))

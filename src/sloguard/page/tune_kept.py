@@ -10,7 +10,7 @@ from sloguard.optim.base import Goal
 from sloguard.page.canvas import Size
 from sloguard.page.figures import Bar, headroom, legs, quantiles, rounds
 from sloguard.page.page import Beside, Cell, Column, Figure, Figures, Section, Table
-from sloguard.page.tune_words import METRICS, axis, ms_text, name_of, number_text, shown
+from sloguard.page.tune_words import METRICS, axis, ms_text, name_of, number_text
 from sloguard.report.tables import score_text
 from sloguard.slo import Judgement
 from sloguard.study.confirm import Confirmed
@@ -204,9 +204,11 @@ def confirmation_section(record: Record) -> Section | None:
     for one in results.confirmed:
         name, found = name_of(one.trial), goal.score(one.trial)
         tips = [_round_text(one, at, record) for at in range(len(one.scores))]
-        marks = [(None if s is None else shown(s, goal), tip) for s, tip in zip(one.scores, tips, strict=True)]
-        mean = None if one.mean is None else shown(one.mean, goal)
-        shown_rows.append((name.replace(" (trial 1)", ""), marks, mean, None if found is None else shown(found, goal)))
+        marks = [(None if s is None else goal.told.shown(s), tip) for s, tip in zip(one.scores, tips, strict=True)]
+        mean = None if one.mean is None else goal.told.shown(one.mean)
+        shown_rows.append(
+            (name.replace(" (trial 1)", ""), marks, mean, None if found is None else goal.told.shown(found))
+        )
         rows.append(
             (
                 Cell(name),
@@ -240,7 +242,7 @@ def _score(score: float | None, goal: Goal) -> Cell:
     """A round that lost the contract or the engine has none."""
     if score is None:
         return Cell("failed")
-    return Cell(number_text(score, goal), shown(score, goal))
+    return Cell(number_text(score, goal), goal.told.shown(score))
 
 
 ROUNDS_CAPTION = "Dots: fresh starts. Bar: their mean. Hollow: as the search had found it."

@@ -9,7 +9,7 @@ from sloguard.optim.effects import Effect, Effects, Pair, effects
 from sloguard.page.canvas import Size, plain
 from sloguard.page.figures import effect, heat, value_text
 from sloguard.page.page import Beside, Block, Cell, Column, Figure, Figures, More, Section, Table
-from sloguard.page.tune_words import axis, counted, dot_of, number_text, shown
+from sloguard.page.tune_words import axis, counted, dot_of, number_text
 from sloguard.report.tables import score_text
 from sloguard.study.record import Record
 from sloguard.trial import Trial
@@ -54,9 +54,9 @@ def _lead(found: Effects) -> str:
 
 def _limits(found: Effects, trials: list[Trial], goal: Goal) -> tuple[float, float]:
     """One range for all panels, so that a strong knob looks strong, around means and trials; an interval may be cut."""
-    ends = [shown(y, goal) for one in found.knobs for y in (*one.low, *one.high)]
+    ends = [goal.told.shown(y) for one in found.knobs for y in (*one.low, *one.high)]
     marks = [dot.y for trial in trials if (dot := dot_of(trial, goal, 0.0)).y is not None]
-    seen = [*(shown(y, goal) for one in found.knobs for y in one.mean), *marks]
+    seen = [*(goal.told.shown(y) for one in found.knobs for y in one.mean), *marks]
     low, high = min(seen), max(seen)
     room = 0.5 * (high - low or abs(high) or 1.0)
     return max(min(ends), low - room, 0.0) - 0.2 * room, max(min(max(ends), high + room), high) + 0.1 * room
@@ -66,13 +66,13 @@ def _panel(one: Effect, found: Effects, trials: list[Trial], goal: Goal, limits:
     name = one.knob.name
     at = [(place(trial, found.space), trial) for trial in trials]
     marks = [(config[name], dot_of(trial, goal, 0.0)) for config, trial in at if name in config]
-    ends = [sorted((shown(a, goal), shown(b, goal))) for a, b in zip(one.low, one.high, strict=True)]
+    ends = [sorted((goal.told.shown(a), goal.told.shown(b))) for a, b in zip(one.low, one.high, strict=True)]
     band = [low for low, _ in ends], [high for _, high in ends]  # of a latency the least score is the largest figure
     return Figure(
         f"knob-{_slug(name)}",
         plain(name),
         f"Expected score over {plain(name)}: best at {plain(value_text(one.best))}, {_beyond(one)}.",
-        effect(one.knob, one.values, [shown(y, goal) for y in one.mean], band, marks, limits, axis(goal)),
+        effect(one.knob, one.values, [goal.told.shown(y) for y in one.mean], band, marks, limits, axis(goal)),
         PANEL,
     )
 
@@ -94,14 +94,14 @@ def _map(pair: Pair, found: Effects, trials: list[Trial], goal: Goal) -> Figure:
         for config, trial in at
         if all(knob.name in config for knob in pair.knobs)
     ]
-    mean = [[shown(y, goal) for y in row] for row in pair.mean]
+    mean = [[goal.told.shown(y) for y in row] for row in pair.mean]
     flat = [y for row in pair.mean for y in row]
     return Figure(
         "knob-pair",
         f"{first} and {second} together",
         f"Map of the expected score over {first} and {second}: from {score_text(min(flat), goal)} to "
         f"{score_text(max(flat), goal)}. Trials and crashes are marked.",
-        heat(pair.knobs, pair.values, mean, marks, least_is_best=goal.objective == "latency"),
+        heat(pair.knobs, pair.values, mean, marks, least_is_best=goal.told.minimised),
         MAP,
         f"The stronger the colour, the better: {score_text(min(flat), goal)} to {score_text(max(flat), goal)}. Filled: "
         "kept the promises; hollow: did not; cross: crashed. As far as so few trials can tell, the two together move "
@@ -121,8 +121,8 @@ def _table(found: Effects, goal: Goal) -> Table:
         (
             Cell(one.knob.name),
             Cell(value_text(one.best)),
-            Cell(number_text(max(one.mean), goal), shown(max(one.mean), goal)),
-            Cell(number_text(min(one.mean), goal), shown(min(one.mean), goal)),
+            Cell(number_text(max(one.mean), goal), goal.told.shown(max(one.mean))),
+            Cell(number_text(min(one.mean), goal), goal.told.shown(min(one.mean))),
             Cell("yes" if one.clear else "no"),
         )
         for one in found.knobs

@@ -36,12 +36,13 @@ NAMES = {"step_times": "step times", "memory_guard": "memory guard", "tensor_par
 
 def made_section(record: Record) -> Section:
     spec = record.spec
+    engine = record.header.engine
     rows = {
-        **{NAMES.get(name, name): str(value) for name, value in record.engine.items() if value not in ("", None)},
+        **{NAMES.get(name, name): value for name, value in engine.items() if value},
         "optimizer": spec.optimizer,
         "seed": str(spec.seed),
         "spec digest": spec.digest,
-        "study made by": f"sloguard {record.sloguard}",
+        "study made by": f"sloguard {record.header.sloguard or 'of no known version'}",
         LOG_NAME: f"SHA-256 {record.digest}",
     }
     table = Table(
@@ -63,7 +64,7 @@ def _on_lines(words: list[str]) -> str:
 
 def command_of(record: Record) -> list[str]:
     """`sloguard tune` with all that is not its default; makes an equal spec."""
-    spec, lanes = record.spec, record.lanes
+    spec, lanes = record.spec, record.header.lanes
     words = ["sloguard", "tune"]
     for one in fields(StudySpec):
         words += _words(one.name, getattr(spec, one.name), one.default if one.default is not MISSING else None)

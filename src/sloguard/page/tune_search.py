@@ -9,8 +9,8 @@ from sloguard.optim.base import Goal, standing
 from sloguard.optim.effects import tried_space
 from sloguard.page.figures import progress, value_text
 from sloguard.page.page import Block, Case, Cell, Column, Figure, Figures, Section, Table
-from sloguard.page.tune_words import MINUTE_S, axis, counted, dot_of, number_text, shown, time_text, tip
-from sloguard.report.tables import score_text, status_of
+from sloguard.page.tune_words import MINUTE_S, axis, counted, dot_of, number_text, time_text, tip
+from sloguard.report.tables import status_of
 from sloguard.study.confirm import explored
 from sloguard.study.record import Record
 from sloguard.study.results import Results
@@ -42,15 +42,16 @@ def search_section(record: Record) -> Section:
     )
     if all(one.y is None for one in by_trial):
         return Section(NAME, TITLE, lead, ())
-    trial_steps = [(float(number), best) for number, _, best in climbed]
-    time_steps = [(at / MINUTE_S, best) for _, at, best in climbed]
+    trial_steps = [(float(number), goal.told.shown(best)) for number, _, best in climbed]
+    time_steps = [(at / MINUTE_S, goal.told.shown(best)) for _, at, best in climbed]
+    doubted = any(after < before for (*_, before), (*_, after) in pairwise(climbed))
     panels = (
         Figure(
             "best-by-trial",
             "By trial",
             f"Best score so far by trial. {told} Each trial is in the table of all trials.",
             progress(by_trial, trial_steps, "trial", axis(goal)),
-            caption=_legend(tried, trial_steps, goal),
+            caption=_legend(tried, goal, doubted=doubted),
         ),
         Figure(
             "best-by-time",
@@ -65,21 +66,18 @@ def search_section(record: Record) -> Section:
 
 def _best_score(trials: Sequence[Trial], goal: Goal) -> float | None:
     ranked = standing(explored(trials), goal)
-    return shown(ranked[0][0], goal) if ranked else None
+    return ranked[0][0] if ranked else None
 
 
 def _told(results: Results, best: float | None) -> str:
-    goal = results.goal
     if best is None:
         return "No trial kept the promises."
-    score = -best / 1000 if goal.objective == "latency" else best
-    return f"The best of the search was {score_text(score, goal)}, before it was measured again."
+    return f"The best of the search was {results.goal.told.text(best)}, before it was measured again."
 
 
-def _legend(tried: Sequence[Trial], steps: Sequence[tuple[float, float]], goal: Goal) -> str:
+def _legend(tried: Sequence[Trial], goal: Goal, *, doubted: bool) -> str:
     seen = {status_of(trial) for trial in tried if dot_of(trial, goal, 0).y is None or status_of(trial) == "dropped"}
-    up = -1 if goal.objective == "latency" else 1
-    if any(up * after < up * before for (_, before), (_, after) in pairwise(steps)):
+    if doubted:
         seen.add("doubted")
     parts = {
         "dropped": "A dropped config stands at a rate that it failed at: what it would keep is not known.",
@@ -146,7 +144,7 @@ def _row(trial: Trial, results: Results, knobs: Sequence[str]) -> tuple[Cell, ..
     return (
         Cell(str(trial.number), trial.number),
         Cell(status_of(trial), mark=status_of(trial)),
-        Cell(DASH) if score is None else Cell(number_text(score, results.goal), shown(score, results.goal)),
+        Cell(DASH) if score is None else Cell(number_text(score, results.goal), results.goal.told.shown(score)),
         Cell(f"{trial.cost_s:.0f}", trial.cost_s),
         *(_knob(trial, name) for name in knobs),
         Cell(_outcome(trial)),

@@ -9,22 +9,16 @@ from sloguard.report.tables import score_text, status_of
 from sloguard.study.spec import StudySpec
 from sloguard.trial import Crashed, Refused, Trial
 
-AXES = {"capacity": "capacity, requests/s", "goodput": "goodput, tokens/s", "latency": "mean latency, ms"}
 METRICS = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "latency"}
 MINUTE_S, HOUR_S = 60.0, 3600.0
 
 
-def shown(score: float, goal: Goal) -> float:
-    """A score in the unit of its axis; a latency is the score's negative."""
-    return -score * 1000 if goal.objective == "latency" else score
-
-
 def axis(goal: Goal) -> str:
-    return AXES[goal.objective]
+    return f"{goal.told.figure}, {goal.told.read_in}"
 
 
 def number_text(score: float, goal: Goal) -> str:
-    return f"{shown(score, goal):.{2 if goal.objective == 'capacity' else 1}f}"
+    return f"{goal.told.shown(score):.{goal.told.digits}f}"
 
 
 def ms_text(seconds: float) -> str:
@@ -58,7 +52,7 @@ def name_of(trial: Trial) -> str:
 def dot_of(trial: Trial, goal: Goal, x: float) -> Dot:
     """Its score; where it was dropped, the rate that it failed at."""
     score, found = goal.score(trial), trial.capacity
-    y = None if score is None else shown(score, goal)
+    y = None if score is None else goal.told.shown(score)
     if y is None and found is not None and found.dropped:
         y = found.high
     return Dot(x, y, status_of(trial), tip(trial, goal))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sloguard.optim.objective import OBJECTIVES
 from sloguard.report.grids import Grid, Row, Sheet
 from sloguard.study.compare import (
     BEST,
@@ -17,17 +18,14 @@ from sloguard.study.compare import (
 )
 from sloguard.study.stats import FAST
 
-# Name, factor and digits of a score.
-UNITS = {"capacity": ("req/s", 1.0, 2), "goodput": ("tok/s", 1.0, 1), "latency": ("ms", 1000.0, 2)}
 DIGITS = {FAST_TRIALS: 2, CONSISTENCY: 3, FIRST_FEASIBLE: 2, FIRST_FAST: 2}
 
 
 def _measures(comparison: Comparison) -> Grid:
     groups = comparison.groups
     seeds = sorted({str(seed) for group in groups for seed in group.seeds if seed is not None}, key=int)
-    lengths = {group.trials / len(group.seeds) for group in groups}
-    of = f" of {lengths.pop():g}" if len(lengths) == 1 else ""
-    unit = UNITS[comparison.objective][0]
+    of = "" if comparison.trials_each is None else f" of {comparison.trials_each}"
+    unit = OBJECTIVES[comparison.objective].read_in
 
     def row(name: str, measure: str) -> Row:
         return (name, *(_spread_text(group, measure, comparison.objective) for group in groups))
@@ -70,7 +68,7 @@ def _tests(comparison: Comparison) -> Grid:
 
 
 def _test_row(versus: Versus, objective: str) -> Row:
-    unit = f" {UNITS[objective][0]}" if versus.measure == BEST else ""
+    unit = f" {OBJECTIVES[objective].read_in}" if versus.measure == BEST else ""
     gap, low, high = (
         _figure(value, versus.measure, objective, signed=True) for value in (versus.difference, *versus.interval)
     )
@@ -85,11 +83,11 @@ def _test_row(versus: Versus, objective: str) -> Row:
 
 
 def _figure(value: float, measure: str, objective: str, *, signed: bool = False) -> str:
-    _, factor, digits = UNITS[objective]
+    scale = OBJECTIVES[objective]
     sign = "+" if signed else ""
     if measure in DIGITS:
         return f"{value:{sign}.{DIGITS[measure]}f}"
-    return f"{value * factor:{sign}.{digits}f}"
+    return f"{value * scale.factor:{sign}.{scale.digits}f}"
 
 
 def _spread_text(group: Group, measure: str, objective: str) -> str:
@@ -121,10 +119,10 @@ def p_text(p: float) -> str:
 
 def _how_read(comparison: Comparison) -> list[str]:
     """What the tables are made by, a line each."""
-    unit, factor, digits = UNITS[comparison.objective]
+    scale = OBJECTIVES[comparison.objective]
     lines: list[str] = []
     if comparison.fast_at is not None:
-        bar = f"{comparison.fast_at * factor:.{digits}f} {unit}"
+        bar = f"{comparison.fast_at * scale.factor:.{scale.digits}f} {scale.read_in}"
         lines.append(f"Fast: within limits and at {FAST:g} of the best of all ({bar}) or better.")
     if comparison.tests:
         paired = {versus.paired for versus in comparison.tests}

@@ -58,15 +58,7 @@ def status_of(trial: Trial) -> str:
 
 
 def score_text(score: float | None, goal: Goal) -> str:
-    if score is None:
-        return "not measured"
-    match goal.objective:
-        case "capacity":
-            return f"{score:.2f} req/s"
-        case "goodput":
-            return f"{score:.1f} tok/s"
-        case _:
-            return f"{-score * 1000:.1f} ms"
+    return "not measured" if score is None else goal.told.text(score)
 
 
 def _search_text(trial: Trial) -> Iterator[str]:

@@ -10,7 +10,7 @@ from sloguard.optim.base import Goal
 from sloguard.report.tables import status_of
 from sloguard.trial import Crashed, Trial
 
-SCORES = {"capacity": "capacity_requests_s", "goodput": "goodput_tokens_s", "latency": "latency_s"}
+SCORES = {"capacity": "capacity_requests_s", "goodput": "goodput_tokens_s", "latency": "latency_s"}  # columns
 
 
 def to_csv(trials: Sequence[Trial], goal: Goal) -> str:
@@ -30,7 +30,7 @@ def to_csv(trials: Sequence[Trial], goal: Goal) -> str:
             [
                 trial.number,
                 status_of(trial),
-                -score if score is not None and goal.objective == "latency" else score,
+                None if score is None else goal.told.natural(score),
                 trial.recheck,
                 crash and crash.category,
                 crash and crash.cause,

@@ -123,13 +123,15 @@ class Versus:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The baseline comes first. `simulated` says that some studies are. `fast_at` is the score from which a trial is
-    fast, in its own unit. `caveats` say what makes the evidence weak, `notes` how the studies were read.
+    """The baseline comes first. `simulated` says that some studies are; `trials_each` is how many trials a study has,
+    None where they differ. `fast_at` is the score from which a trial is fast, in its own unit. `caveats` say what makes
+    the evidence weak, `notes` how the studies were read.
     """
 
     objective: str
     baseline: str
     simulated: bool
+    trials_each: int | None
     fast_at: float | None
     groups: tuple[Group, ...]
     tests: tuple[Versus, ...]
@@ -154,6 +156,7 @@ def compare(studies: Sequence[StudyRun], baseline: str | None = None, notes: Seq
     objectives = {study.objective for study in studies}
     if len(objectives) > 1:
         raise SpecError("objective", ", ".join(sorted(objectives)), "they don't compare", "Compare one at a time.")
+    lengths = {len(study.trials) for study in studies}
     best = max((study.best for study in studies if study.best is not None), default=0.0)
     figures = {label: _figures(group, best) for label, group in ordered.items()}
     groups = [_group(label, group, figures[label]) for label, group in ordered.items()]
@@ -162,6 +165,7 @@ def compare(studies: Sequence[StudyRun], baseline: str | None = None, notes: Seq
         objective=objectives.pop(),
         baseline=base,
         simulated=any(study.simulated for study in studies),
+        trials_each=lengths.pop() if len(lengths) == 1 else None,
         fast_at=None if not best else studies[0].natural(best * FAST if best > 0 else best / FAST),
         groups=tuple(replace(group, sd_ratio=_ratio(group.measures[BEST].sd, base_sd)) for group in groups),
         tests=_tests(figures, base),

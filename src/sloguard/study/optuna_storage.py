@@ -26,9 +26,7 @@ from sloguard.optim.base import Goal, violation
 from sloguard.optim.tpe import quiet, told_constraints
 from sloguard.trial import Crashed, Measured, Refused, Trial, Value
 
-MINIMISED = "latency"
 OLD_PLACE = "constraints"
-VALUES = {"capacity": "requests/s", "goodput": "tokens/s", "latency": "mean end-to-end latency, s"}
 
 
 def write_optuna(path: Path, name: str, trials: Sequence[Trial], goal: Goal, about: dict[str, Any]) -> None:
@@ -38,9 +36,9 @@ def write_optuna(path: Path, name: str, trials: Sequence[Trial], goal: Goal, abo
     with quiet():
         storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
         try:
-            direction = "minimize" if goal.objective == MINIMISED else "maximize"
+            direction = "minimize" if goal.told.minimised else "maximize"
             study = optuna.create_study(storage=storage, study_name=name, direction=direction)
-            for key, value in {"value": VALUES[goal.objective], **about}.items():
+            for key, value in {"value": f"{goal.told.figure}, {goal.told.unit}", **about}.items():
                 study.set_user_attr(key, value)
             ranges = _ranges(trials)
             study.add_trials([_told(trial, ranges, goal) for trial in sorted(trials, key=lambda trial: trial.number)])
@@ -54,11 +52,9 @@ def _told(trial: Trial, ranges: dict[str, BaseDistribution], goal: Goal) -> Froz
     state = TrialState.FAIL if not isinstance(trial.outcome, Measured) else TrialState.COMPLETE
     if state is TrialState.COMPLETE and score is None:
         state = TrialState.PRUNED
-    if score is not None and goal.objective == MINIMISED:
-        score = -score
     return optuna.trial.create_trial(
         state=state,
-        value=score if state is TrialState.COMPLETE else None,
+        value=None if score is None or state is not TrialState.COMPLETE else goal.told.natural(score),
         params={name: _choice(ranges[name], value) for name, value in trial.config.items()},
         distributions={name: ranges[name] for name in trial.config},
         user_attrs=_attributes(trial),

@@ -101,7 +101,8 @@ def _studies(path: Path) -> list[Path]:
 
 def _study(directory: Path) -> Found:
     log = StudyLog(directory)
-    spec, header = read_header(log)
+    header = read_header(log)
+    spec = header.spec
     results = Results(log.trials(), spec.goal, spec.try_default)
     again = next((one for one in results.confirmed if one.trial is results.best), None)
     run = StudyRun(
@@ -111,15 +112,15 @@ def _study(directory: Path) -> Found:
         objective=spec.objective,
         name=directory.name,
         held_out=None if again is None else again.mean,
-        simulated=header["engine"].get("simulated") == "true",
-        warned=bool(header.get("failures")),
+        simulated=header.simulated,
+        warned=header.warned,
     )
-    written = {**spec.to_json(), "lanes": header.get("lanes", 0)}
+    written = {**spec.to_json(), "lanes": header.lanes}
     task = {name: value for name, value in written.items() if name not in FREE}
     for name in ("space", "workload"):  # a file is what it held, wherever it lay
         task[name] = spec.inputs.get(str(task[name]), task[name])
-    task |= {f"engine {name}": value for name, value in header["engine"].items() if name not in FREE_OF_ENGINE}
-    return Found(directory, run, task, {name: written[name] for name in METHOD}, header.get("sloguard"))
+    task |= {f"engine {name}": value for name, value in header.engine.items() if name not in FREE_OF_ENGINE}
+    return Found(directory, run, task, {name: written[name] for name in METHOD}, header.sloguard)
 
 
 def _trial(trial: Trial, spec: StudySpec) -> TrialRun:

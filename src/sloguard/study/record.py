@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sloguard.errors import LogError, SpecError
 from sloguard.study.log import StudyLog
@@ -18,33 +18,56 @@ STARTED = ("vllm", "sim")  # engines whose configs are vLLM's; of one's own, tho
 
 
 @dataclass(frozen=True, slots=True)
+class Header:
+    """How a study began: what it was asked for, what the engine said of itself, the version of sloguard that made it,
+    how many trials ran at a time (`lanes`; 0: one, in the command itself), and whether crashes of earlier studies were
+    known.
+    """
+
+    spec: StudySpec
+    engine: Mapping[str, str]
+    sloguard: str | None
+    lanes: int
+    warned: bool
+
+    @property
+    def simulated(self) -> bool:
+        return self.engine.get("simulated") == "true"
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
-    """`engine` is what the header says of it, `sloguard` the version that made the study, `lanes` how many trials ran
-    at a time (0: one, in the command itself), `digest` the SHA-256 of the log. `best_yaml` is what `vllm serve
-    --config` is to read, None where nothing is to be deployed, or nothing of ours starts the server; `saved` says that
-    the file beside the log holds that.
+    """`digest` is the SHA-256 of the log. `best_yaml` is what `vllm serve --config` is to read, None where nothing is
+    to be deployed, or nothing of ours starts the server; `saved` says that the file beside the log holds that.
     """
 
     directory: Path
-    spec: StudySpec
-    engine: dict[str, Any]
-    sloguard: str
-    lanes: int
+    header: Header
     results: Results
     digest: str
     best_yaml: str | None
     saved: bool
 
     @property
+    def spec(self) -> StudySpec:
+        return self.header.spec
+
+    @property
     def simulated(self) -> bool:
-        return self.spec.engine == "sim"
+        return self.header.simulated
 
 
-def read_header(log: StudyLog) -> tuple[StudySpec, dict[str, Any]]:
-    """What a study was asked, and its header. Raises LogError where that can't be read."""
-    header = log.header()
+def read_header(log: StudyLog) -> Header:
+    """Raises LogError where no study can have begun like that."""
+    told = log.header()
     try:
-        return StudySpec.from_json(header["spec"]), header
+        return Header(
+            spec=StudySpec.from_json(told["spec"]),
+            engine=told["engine"],
+            sloguard=told.get("sloguard"),
+            lanes=int(told.get("lanes", 0)),
+            warned=bool(told.get("failures")),
+        )
     except (SpecError, AttributeError, TypeError, ValueError) as error:
         raise LogError(f"{log.path}, line 1: 'spec' can't be read ({error}). Restore the file from a copy.") from error
 
@@ -54,9 +77,10 @@ def read_record(directory: Path) -> Record:
     log = StudyLog(directory)
     if not log.exists():
         raise SpecError("DIR", str(directory), "holds no study", "Give the --out directory of `sloguard tune`.")
-    (spec, header), trials = read_header(log), log.trials()
+    header, trials = read_header(log), log.trials()
     if not trials:
         raise SpecError("DIR", str(directory), "holds a study without a trial", "Go on with it: `tune --resume`.")
+    spec = header.spec
     results = Results(trials, spec.goal, spec.try_default)
     file = directory / BEST_NAME
     told = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
@@ -64,10 +88,7 @@ def read_record(directory: Path) -> Record:
     best_yaml = serve_yaml(spec, results.best) if results.best is not None and starts else None
     return Record(
         directory=directory,
-        spec=spec,
-        engine=header["engine"],
-        sloguard=str(header.get("sloguard", "unknown")),
-        lanes=int(header.get("lanes", 0)),
+        header=header,
         results=results,
         digest=hashlib.sha256(log.path.read_bytes()).hexdigest(),
         best_yaml=best_yaml,

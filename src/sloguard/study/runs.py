@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sloguard.optim.objective import OBJECTIVES
 from sloguard.trial import Config
 
 
@@ -51,5 +52,5 @@ class StudyRun:
         return max((trial.kept for trial in self.trials if trial.kept is not None), default=None)
 
     def natural(self, score: float) -> float:
-        """A score in its own unit: requests/s, tokens/s, or seconds of latency."""
-        return -score if self.objective == "latency" else score
+        """A score in its own unit."""
+        return OBJECTIVES[self.objective].natural(score)

@@ -12,10 +12,10 @@ from typing import Any
 from sloguard.contract import Contract, Limit, Metric
 from sloguard.errors import SpecError
 from sloguard.optim.base import Goal
+from sloguard.optim.objective import OBJECTIVES
 from sloguard.slo import StageSLO
 from sloguard.trial import Value
 
-OBJECTIVES = ("capacity", "goodput", "latency")
 ATTAINMENT = 0.95  # of requests that keep their own SLOs, where nobody says otherwise
 LOAD_S = 30.0  # a load lasts so long at the least: a queue needs time to build up
 
@@ -71,7 +71,9 @@ class StudySpec:
         if self.seed < 0:
             raise SpecError("--seed", self.seed, "a seed is not negative", "Give a whole number >= 0.")
         if self.objective not in OBJECTIVES:
-            raise SpecError("--objective", self.objective, "no such objective", f"Choose one of {OBJECTIVES}.")
+            raise SpecError(
+                "--objective", self.objective, "no such objective", f"Choose one of {', '.join(OBJECTIVES)}."
+            )
         if not self.slo_p99_s and not self.slo_s:
             fix = "Give at least one limit, e.g. --slo-ttft 500 or --slo-ttft-p99 500 (milliseconds)."
             raise SpecError("--slo-*", None, "a study needs a promise to keep", fix)
