@@ -45,7 +45,13 @@ def test_a_column_for_each_run():
     assert ttft.p50 is not None
     assert line(text, "TTFT p50 / p99, ms")[1].startswith(f"{ttft.p50 * 1000:.1f} / ")
     assert line(text, "ITL p50 / p99, ms")[2:4] == ["-", "-"]  # not in GuideLLM's files
-    assert line(text, "promised") == ["TTFT 50 ms, TPOT 20 ms", "not in the file", "-", "-", "TTFT 50 ms, TPOT 20 ms"]
+    assert line(text, "promised") == [
+        "TTFT 50 ms, TPOT 20 ms",
+        "by class, or not in the file",
+        "-",
+        "-",
+        "TTFT 50 ms, TPOT 20 ms",
+    ]
     assert line(text, "attainment") == ["100.0%", "100.0%", "-", "-", "100.0%"]
 
 

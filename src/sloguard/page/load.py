@@ -14,7 +14,7 @@ from sloguard.page.canvas import plain
 from sloguard.page.figures import quantiles
 from sloguard.page.load_figures import SERIES, Floats, Life, distributions, region, timeline
 from sloguard.page.page import Beside, Cell, Column, Figure, Figures, Page, Section, Table, Text, Tile, Verdict
-from sloguard.report.runs import runs_notes, runs_sheet
+from sloguard.report.runs import runs_notes, runs_sheet, slo_text
 from sloguard.request import End
 from sloguard.slo import NO_SLO, Judgement, StageSLO
 
@@ -85,7 +85,7 @@ def _main_tile(name: str, run: RunFigures) -> Tile:
 
 def _tiles(run: RunFigures) -> Iterator[Tile]:
     if run.slo is not None:
-        yield Tile("Promised", _promise_text(run.slo))
+        yield Tile("Promised", slo_text(run.slo))
     if run.request_throughput is not None:
         yield Tile("Completed", f"{run.request_throughput:.2f} req/s", f"{run.completed} requests")
     if run.request_goodput is not None:
@@ -98,13 +98,6 @@ def _tiles(run: RunFigures) -> Iterator[Tile]:
 
 def _short(name: str) -> str:
     return name.removesuffix("_s").upper()
-
-
-def _promise_text(slo: StageSLO | None) -> str:
-    if slo is None:
-        return ""
-    limits = {"TTFT": slo.ttft_s, "TPOT": slo.tpot_s, "E2EL": slo.e2el_s}
-    return ", ".join(f"{name} {limit_s * 1000:g} ms" for name, limit_s in limits.items() if limit_s is not None)
 
 
 def _latency(runs: Runs) -> Section | None:
@@ -120,6 +113,8 @@ def _latency(runs: Runs) -> Section | None:
     head = (Column("metric"), Column("run"), *(Column(f"{level}, ms", number=True) for level in LEVELS))
     counts = {run.counts_from for run in runs.values()}
     lead = f"Of completed requests, counted from when each was {' or '.join(sorted(counts))}."
+    if len(runs) > len(SERIES):
+        lead += f" The first {len(SERIES)} of {len(runs)} runs are drawn; the table has all."
     return Section("latency", "Latency", lead, (Figures(tuple(figures)), Table("Percentiles", head, rows)))
 
 
@@ -189,7 +184,7 @@ def _promises(number: int, name: str, run: RunFigures) -> Section | None:
         (420, 320),
         caption=f"Shaded: both limits kept.{drawn}",
     )
-    lead = f"{_promise_text(slo)}. {label} Requests that failed are not drawn."
+    lead = f"{slo_text(slo)}. {label} Requests that failed are not drawn."
     table = Table("Completed requests", (Column(""), Column("requests", number=True)), rows)
     return Section(f"promised-{number}", _title("Promises", name), lead, (Beside((Figures((figure,)), table)),))
 

@@ -71,7 +71,7 @@ def to_latex(sheet: Sheet) -> str:
     *others, last = sheet.grids
     said = r"\par ".join(map(latex_text, sheet.lines))
     below = f"\\begin{{flushleft}}\\footnotesize\n{said}\n\\end{{flushleft}}\n"
-    head = f"% Made by sloguard {__version__} compare. Needs \\usepackage{{booktabs}}.\n"
+    head = f"% Made by sloguard {__version__}. Needs \\usepackage{{booktabs}}.\n"
     return head + "".join(_latex_table(grid) for grid in others) + _latex_table(last, below)
 
 

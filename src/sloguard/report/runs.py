@@ -9,6 +9,7 @@ from typing import Any
 from sloguard.load.run_figures import RunFigures
 from sloguard.metrics import Dist
 from sloguard.report.grids import Grid, Sheet
+from sloguard.slo import StageSLO
 
 COUNTS = ("offered", "completed", "failed", "unfinished", "input_tokens", "output_tokens")
 RATES = ("duration_s", "request_throughput", "output_throughput", "request_goodput", "attainment")
@@ -63,7 +64,7 @@ LINES: dict[str, Callable[[RunFigures], str]] = {
     "ITL p50 / p99, ms": lambda run: _pair_ms(run.itl_s),
     "E2EL p50 / p99, ms": lambda run: _pair_ms(run.e2el_s),
     "client lag p50 / p99, ms": lambda run: _pair_ms(run.queue_delay_s),
-    "promised": lambda run: _slo_text(run),
+    "promised": lambda run: _promised(run),
     "attainment": lambda run: "-" if run.attainment is None else f"{run.attainment:.1%}",
     "goodput, req/s": lambda run: _number(run.request_goodput, 2),
 }
@@ -103,9 +104,13 @@ def _pair_ms(dist: Dist | None) -> str:
     return f"{dist.p50 * 1000:.1f} / {'-' if dist.p99 is None else f'{dist.p99 * 1000:.1f}'}"
 
 
-def _slo_text(run: RunFigures) -> str:
-    slo = run.slo
-    if slo is None:
-        return "-" if run.attainment is None and run.request_goodput is None else "not in the file"
+def _promised(run: RunFigures) -> str:
+    if run.slo is not None:
+        return slo_text(run.slo)
+    return "-" if run.attainment is None and run.request_goodput is None else "by class, or not in the file"
+
+
+def slo_text(slo: StageSLO) -> str:
+    """E.g. `TTFT 500 ms, TPOT 50 ms`."""
     limits = {"TTFT": slo.ttft_s, "TPOT": slo.tpot_s, "E2EL": slo.e2el_s}
     return ", ".join(f"{name} {limit_s * 1000:g} ms" for name, limit_s in limits.items() if limit_s is not None)

@@ -13,7 +13,7 @@
     [arms.guided]
     optimizer = "guided"
 
-A list gives an option several times; true and false are an option and its `--no-` form. No study is told what failed in
+A list gives an option several times; false is a switch's `--no-` form, or its absence. No study is told what failed in
 another (`--retry-failures`): they are to be compared.
 """
 
@@ -34,7 +34,7 @@ Option = bool | int | float | str
 ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 ALONE = ("--retry-failures",)
 TAKEN = ("out", "resume", "json", "seed", "retry-failures")  # options of `tune` that the file has its own words for
-NO_FORM = ("default", "race")  # options whose false is a `--no-` form; of others it is their absence
+SWITCHES = {"default": "--no-default", "race": "--no-race", "allow-lossy": None}  # and how they are turned off
 
 
 class _File(BaseModel):
@@ -89,6 +89,9 @@ def read_series(path: Path) -> Series:
         if not ARM.fullmatch(arm):
             raise SpecError(f"{path}: arms", arm, "can't name a directory", "Use letters, digits and . _ + -.")
     options = {arm: {**read.tune, **own} for arm, own in read.arms.items()}
+    for name, given in ((name, given) for own in options.values() for name, given in own.items()):
+        if (given is True or given is False) and name not in (*SWITCHES, *TAKEN):
+            raise SpecError(f"{path}: {name}", str(given).lower(), "is no switch", "Give its value, or leave it out.")
     for name in TAKEN:
         if any(name in own for own in options.values()):
             raise SpecError(f"{path}: tune", name, "is not an option here", "The file sets out and seeds by itself.")
@@ -130,7 +133,6 @@ def _words(options: Mapping[str, Option | list[Option]]) -> Iterator[str]:
             if value is True:
                 yield f"--{name}"
             elif value is False:
-                if name in NO_FORM:
-                    yield f"--no-{name}"
+                yield from filter(None, [SWITCHES[name]])
             else:
                 yield from (f"--{name}", str(value))
