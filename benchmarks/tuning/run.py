@@ -1,12 +1,14 @@
 """Tunes simulated tasks in several ways, from several seeds, and says how near each came to the optimum.
 
-    python benchmarks/tuning/run.py --out DIR [--seeds 20] [--tasks a,b] [--ways x,y] [--jobs 2] [--data DIR]
+    python benchmarks/tuning/run.py --out DIR [--seeds 20] [--tasks a,b|all] [--ways x,y] [--jobs 2] [--data DIR]
+
+Without --tasks: a dozen of the simulated ones (tasks.py), and those from real measurements where their data are.
 
 What was run is on record in DIR (runs/, worlds/, priors/), and the same command goes on where it was stopped. Ways
 whose library is not installed are left out: run them from an environment that has it, into the same DIR. Optuna's GP
 and constrained BO need `sloguard[bo]`; SMAC3 is no extra of sloguard's: `pip install smac` beside it.
-Tables and figures (table.py) are of all that is on record. A task that changed is run anew; after a change of sloguard
-itself, take another DIR. survey.py with the same DIR helps to find the optima.
+Tables and figures (table.py) are of what is on record of these tasks, in all ways. A task that changed is run anew;
+after a change of sloguard itself, take another DIR. survey.py with the same DIR helps to find the optima.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from loop import on_record, run_one, run_path, space_of
 from prior import PRIORS
 from table import OURS, show
 from tabular import DATA, ONE_EACH, SEQUENTIAL, SILICON, TABULAR, WORLD
-from tasks import TASKS
+from tasks import DOZEN, TASKS
 from truth import fingerprint
 from ways import WAYS, make_optimizer
 from world import World
@@ -32,19 +34,23 @@ from world import World
 from sloguard.errors import MissingExtra
 from sloguard.optim.base import Goal, Problem
 
+ALL = "all"
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--tasks", type=names_among((*TASKS, *TABULAR)), default=None, help="all, if absent")
+    parser.add_argument("--tasks", type=names_among((*TASKS, *TABULAR, ALL)), default=[*DOZEN, *TABULAR])
     parser.add_argument("--ways", type=names_among(WAYS), default=list(WAYS))
     parser.add_argument("--data", type=Path, default=DATA, help="of the measured tasks (tabular.py)")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
+    asked = [*TASKS, *TABULAR] if ALL in options.tasks else options.tasks
+    tasks = [task for task in asked if task in TASKS or there(options.data, task)]
     try:
-        run(options.out, options.data, options.tasks or there(options.data), options.ways, options.seeds, options.jobs)
-        show(options.out, OURS, options.jobs)
+        run(options.out, options.data, tasks, options.ways, options.seeds, options.jobs)
+        show(options.out, OURS, options.jobs, tasks)
     except KeyboardInterrupt:
         print(f"stopped; the same command goes on ({options.out})", file=sys.stderr)
         return 130
@@ -61,12 +67,12 @@ def names_among(table: Iterable[str]) -> Callable[[str], list[str]]:
     return read
 
 
-def there(data: Path) -> list[str]:
-    """All tasks; the measured ones where their data are."""
-    measured = list(TABULAR) if (data / SILICON).is_file() and (data / SEQUENTIAL).is_file() else []
-    if not measured:
-        print(f"left out: {', '.join(TABULAR)} (no data in {data})", file=sys.stderr)
-    return [*TASKS, *measured]
+def there(data: Path, task: str) -> bool:
+    """Whether the data of a measured task are."""
+    path = data / (SEQUENTIAL if TABULAR[task] is None else SILICON)
+    if not path.is_file():
+        print(f"left out: {task} (no {path})", file=sys.stderr)
+    return path.is_file()
 
 
 def run(out: Path, data: Path, tasks: Sequence[str], ways: Sequence[str], seeds: int, jobs: int) -> None:

@@ -119,3 +119,19 @@ _TASKS = (
     Task("a10g-8b-long", "A10G", "meta-llama/Llama-3.1-8B", "long", 6000, 150, 0.02, 2.5, 8192, near=1.0),
 )  # fmt: skip
 TASKS: dict[str, Task] = {task.name: task for task in _TASKS}
+
+# By crash share the first, and from there on every second: as much of each kind, in half the time.
+DOZEN = (
+    "a6000-14b-fixed",
+    "a40-8b-fixed",
+    "h100-14b-bursty",
+    "a100-8b-chat",
+    "3090-4b-bursty",
+    "a100-30b-moe",
+    "l4-3b-chat",
+    "l4-7b-chat",
+    "l4-8b-bursty",
+    "a100-7b-bursty",
+    "a10g-8b-long",
+    "4090-7b-edge",
+)
