@@ -75,7 +75,11 @@ def show(out: Path, ours: str, jobs: int, tasks: Collection[str], ways: Collecti
 
 def show_group(out: Path, name: str, pairs: Pairs, ours: str, jobs: int) -> None:
     known = worth(out, [run for group in pairs.values() for run in group], jobs)
-    parts = [overview(pairs, known), costs(pairs, known), paper(pairs), by_task(pairs, known)]
+    parts = [overview(pairs, known), costs(pairs, known), paper(pairs)]
+    parts += [
+        by_task(pairs, known, "share at 15", lambda run: float(known.shares(run)[-1])),
+        by_task(pairs, known, "trials that crashed", lambda run: run.crashes / BUDGET),
+    ]
     mine = ours if ours in pairs else "guided"
     if mine in pairs:
         parts.insert(1, against(pairs, known, mine))
@@ -207,17 +211,17 @@ def paper(pairs: Pairs) -> str:
     return _markdown(["way (the paper's measures)", "fast trials of 15", "consistency", "spread of the best"], lines)
 
 
-def by_task(pairs: Pairs, known: Worth) -> str:
+def by_task(pairs: Pairs, known: Worth, what: str, of: Callable[[Run], float]) -> str:
+    """Means of `of` over seeds."""
     tasks = sorted({run.task for group in pairs.values() for run in group})
     lines = [
         [
-            task,
-            f"{known.optima[task]:.2f}",
-            *(f"{np.mean([known.shares(r)[-1] for r in group if r.task == task]):.2f}" for group in pairs.values()),
+            f"{task} ({known.optima[task]:.2f})",
+            *(f"{np.mean([of(run) for run in group if run.task == task]):.2f}" for group in pairs.values()),
         ]
         for task in tasks
     ]
-    return _markdown(["share at 15 by task", "optimum", *pairs], lines)
+    return _markdown([f"{what}, by task (its optimum)", *pairs], lines)
 
 
 def _scores(run: Run) -> list[float]:
