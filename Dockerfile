@@ -11,6 +11,8 @@ RUN python3 -m pip install --no-cache-dir /src && rm -rf /src
 # vLLM's kernels and sloguard's own state are cached beneath HOME; mount it to keep them between containers.
 RUN useradd --create-home --uid 1000 sloguard
 USER 1000:1000
+# For whoever is given with --user and has no name in the image: PyTorch asks for one.
+ENV USER=sloguard
 WORKDIR /work
 ENTRYPOINT ["sloguard"]
 CMD ["--help"]

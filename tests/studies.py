@@ -10,7 +10,8 @@ from fakes import served, some_requests
 from sloguard.contract import Attained, Contract, Limit, Metric, Verdict
 from sloguard.crash import Crash
 from sloguard.metrics import summarise
-from sloguard.study.record import Header, Record
+from sloguard.study.header import Header
+from sloguard.study.record import Record
 from sloguard.study.results import Results
 from sloguard.study.spec import StudySpec
 from sloguard.trial import Avoided, Capacity, Config, Crashed, Leg, Measured, Outcome, Trial, Value
@@ -68,7 +69,12 @@ def record(
     results = Results(trials, asked.goal, asked.try_default)
     yaml = best_yaml if results.best is None else best_yaml or "model: M\nmax-num-seqs: 64\n"
     return Record(
-        Path("study"), Header(asked, engine, "0.1.0", 0, warned=False), results, "d" * 64, yaml, yaml is not None
+        Path("study"),
+        Header(asked, asked.model, engine, "0.1.0", 0, warned=False),
+        results,
+        "d" * 64,
+        yaml,
+        yaml is not None,
     )
 
 

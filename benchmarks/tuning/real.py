@@ -96,12 +96,9 @@ def table(out: Path, studies: Sequence[tuple[str, int]]) -> str:
         told = json.loads((study_dir(out, optimizer, seed) / "summary.json").read_text(encoding="utf-8"))
         best, default = told["best"], told["default"]
         held_out.setdefault(optimizer, []).append(best["score"] if best else 0.0)
-        low, high = told["gain_interval"] or (float("nan"), float("nan"))
-        gain = (
-            "-"
-            if told["gain_over_default"] is None
-            else f"{told['gain_over_default']:+.0%} ({low:+.0%} to {high:+.0%})"
-        )
+        gain = "-" if told["gain_over_default"] is None else f"{told['gain_over_default']:+.0%}"
+        if told["gain_interval"] is not None:
+            gain += " ({:+.0%} to {:+.0%})".format(*told["gain_interval"])
         rates = [_rate(best and best["capacity"]["estimate"]), _rate(best and best["score"]), _rate(default["score"])]
         counts = [str(told[name]) for name in ("crashes", "dropped")]
         lines.append([optimizer, str(seed), *rates, gain, *counts, f"{told['cost_s'] / 60:.0f}"])

@@ -16,13 +16,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
 import tabular
 from loop import on_record, run_one, run_path, space_of
+from names import names_among, read_tasks
 from prior import PRIORS
 from table import OURS, show
 from tabular import DATA, ONE_EACH, SEQUENTIAL, SILICON, TABULAR, WORLD
@@ -34,20 +35,17 @@ from world import World
 from sloguard.errors import MissingExtra
 from sloguard.optim.base import Goal, Problem
 
-ALL = "all"
-
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--tasks", type=names_among((*TASKS, *TABULAR, ALL)), default=[*DOZEN, *TABULAR])
+    parser.add_argument("--tasks", type=read_tasks, default=[*DOZEN, *TABULAR])
     parser.add_argument("--ways", type=names_among(WAYS), default=list(WAYS))
     parser.add_argument("--data", type=Path, default=DATA, help="of the measured tasks (tabular.py)")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
-    asked = [*TASKS, *TABULAR] if ALL in options.tasks else options.tasks
-    tasks = [task for task in asked if task in TASKS or there(options.data, task)]
+    tasks = [task for task in options.tasks if task in TASKS or there(options.data, task)]
     try:
         run(options.out, options.data, tasks, options.ways, options.seeds, options.jobs)
         show(options.out, OURS, options.jobs, tasks)
@@ -55,16 +53,6 @@ def main() -> int:
         print(f"stopped; the same command goes on ({options.out})", file=sys.stderr)
         return 130
     return 0
-
-
-def names_among(table: Iterable[str]) -> Callable[[str], list[str]]:
-    def read(text: str) -> list[str]:
-        names = text.split(",")
-        if unknown := [name for name in names if name not in table]:
-            raise argparse.ArgumentTypeError(f"no {', '.join(unknown)}: choose among {', '.join(table)}")
-        return names
-
-    return read
 
 
 def there(data: Path, task: str) -> bool:

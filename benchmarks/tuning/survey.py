@@ -14,8 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from loop import context_of, space_of
+from names import names_among
 from optimum import seek_optimum
-from run import names_among
 from tasks import TASKS, Task
 from truth import SEED, Worlds, no_loads
 from world import World

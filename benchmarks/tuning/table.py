@@ -1,6 +1,6 @@
 """What the studies on record show: Markdown tables and two figures.
 
-    python benchmarks/tuning/table.py --out DIR [--ours guided+sim] [--tasks a,b] [--ways x,y] [--jobs 2]
+    python benchmarks/tuning/table.py --out DIR [--ours guided+sim] [--tasks a,b|all] [--ways x,y] [--jobs 2]
 
 share        true capacity of the incumbent (best by its measured score) over the task's optimum; 0 without one
 deployed     the same of what a study ends with, once the best were measured again under other arrivals; a study that
@@ -13,7 +13,7 @@ consistency  the paper's post-hit consistency: of the trials after the first fas
 spread       the paper's cross-seed spread: standard deviation over seeds of the best measured score, over its mean
 
 Only pairs of task and seed that every way has run are counted, so that ways are compared on the same; with --ways, of
-those ways and tasks.
+those ways. Without --tasks: of the dozen that run.py runs by default.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 from figures import curves_figure
 from loop import BUDGET
+from names import names_among, read_tasks
 from numpy.typing import NDArray
 from records import Run, Worth, read_runs, worth
 from stats import at_times, paired_p
@@ -51,8 +52,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--ours", default=OURS)
-    parser.add_argument("--tasks", type=lambda text: text.split(","), default=[*DOZEN, *TABULAR])
-    parser.add_argument("--ways", type=lambda text: text.split(","), default=list(WAYS), help="to compare")
+    parser.add_argument("--tasks", type=read_tasks, default=[*DOZEN, *TABULAR])
+    parser.add_argument("--ways", type=names_among(WAYS), default=list(WAYS), help="to compare")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     show(options.out, options.ours, options.jobs, options.tasks, options.ways)
@@ -78,7 +79,7 @@ def show_group(out: Path, name: str, pairs: Pairs, ours: str, jobs: int) -> None
     parts = [overview(pairs, known), costs(pairs, known), paper(pairs)]
     parts += [
         by_task(pairs, known, "share at 15", lambda run: float(known.shares(run)[-1])),
-        by_task(pairs, known, "trials that crashed", lambda run: run.crashes / BUDGET),
+        by_task(pairs, known, "trials that crashed", lambda run: run.crashes / len(run.trials)),
     ]
     mine = ours if ours in pairs else "guided"
     if mine in pairs:

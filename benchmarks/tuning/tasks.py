@@ -120,7 +120,7 @@ _TASKS = (
 )  # fmt: skip
 TASKS: dict[str, Task] = {task.name: task for task in _TASKS}
 
-# By crash share the first, and from there on every second: as much of each kind, in half the time.
+# By crash share, as they stand above: the first, the second, and from there on every second.
 DOZEN = (
     "a6000-14b-fixed",
     "a40-8b-fixed",

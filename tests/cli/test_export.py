@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,9 +83,11 @@ def test_csv_has_a_row_a_trial(study: Path, run) -> None:
 
 
 def test_optuna_opens_what_it_is_given(study: Path, run, tmp_path: Path) -> None:
-    path = tmp_path / "study.db"
+    path = tmp_path / "what? study.db"
     assert run(study, "--format", "optuna", "-o", path) == (0, "", "")
-    opened = optuna.load_study(study_name="study", storage=f"sqlite:///{path}")
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+    plain = shutil.copy(path, tmp_path / "study.db")
+    opened = optuna.load_study(study_name="study", storage=f"sqlite:///{plain}")
     assert len(opened.trials) == len(trials_of(study))
     assert opened.user_attrs["spec"]["seed"] == 4
     assert opened.user_attrs["engine"]["simulated"] == "true"

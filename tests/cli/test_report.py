@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import sys
@@ -21,6 +22,17 @@ OPTIONS = """--engine sim --gpu RTX-4090 --model Qwen/Qwen2-1.5B --slo-ttft 400 
   --attainment 0.9 --workload bursty --request-rate 2.5 --num-requests 40 --load-seconds 5 --objective goodput --seed 7
   --engine-arg max_model_len=8192 --engine-arg enforce_eager=false --budget 3 --budget-minutes 600 --confirm 1
   --optimizer random --no-race --prior none"""
+
+SHAPE = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "intermediate_size": 2048,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+    "torch_dtype": "bfloat16",
+}
 
 
 def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -73,6 +85,32 @@ def test_what_is_to_be_applied_is_told_by_the_log_and_not_by_an_older_file(study
         page = render(tune_page(found))
         assert "an-older-one" not in page
         assert "sloguard export" in page
+
+
+def test_a_study_is_read_from_anywhere(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its model lay beneath the directory that it was tuned in, and its policy was code that is not here."""
+    header, *rest = (study / "study.jsonl").read_text().splitlines(keepends=True)
+    told = json.loads(header)
+    told["model"] = "/far/models/mine"
+    told["spec"] |= {"model": "models/mine", "policy": "mine.policies:Mine"}
+    (tmp_path / "study.jsonl").write_text("".join([json.dumps(told) + "\n", *rest]))
+    yaml = read_record(tmp_path).best_yaml
+    assert yaml is not None
+    assert "model: /far/models/mine" in yaml
+    assert "mine.policies:Mine" in yaml
+
+
+def test_a_model_s_directory_is_known_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    (tmp_path / "models" / "mine" / "config.json").write_text(json.dumps(SHAPE))
+    monkeypatch.chdir(tmp_path)
+    options = "--engine sim --gpu A100-40GB --slo-tpot 50 --budget 1 --confirm 0 --model models/mine --out s"
+    assert run_main(monkeypatch, "tune", *options.split()) == 0
+    monkeypatch.chdir("/")
+    made = read_record(tmp_path / "s")
+    assert made.saved
+    assert made.best_yaml is not None
+    assert f"model: {tmp_path}/models/mine" in made.best_yaml
 
 
 def test_a_study_that_had_no_prior_is_not_given_one_again(study: Path) -> None:

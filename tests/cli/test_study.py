@@ -109,6 +109,7 @@ def test_a_larger_budget_goes_on_and_other_options_are_refused(tmp_path: Path) -
         ('out = "studies"', 'out = "studies"\nworkers = 3', "workers = 3"),
         ('out = "studies"', "out = studies", "is not TOML"),
         ("budget = 3", "budget = 0", "--budget = 0"),
+        ("budget = 3", 'budget = 3\nengine-arg = ["a=1", false]', "engine-arg = 'false': is no switch"),
         ("budget = 3", "budget = false", "budget = 'false': is no switch"),
     ],
 )

@@ -94,6 +94,14 @@ def test_beyond_this_machine_a_key_is_needed(monkeypatch: pytest.MonkeyPatch, ca
     assert "--api-key-env" in capsys.readouterr().err
 
 
+def test_what_is_no_name_of_a_host_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setenv("KEY", "secret")
+    monkeypatch.setattr(sys, "argv", ["sloguard", "watch", "study", "--host", "a..b", "--api-key-env", "KEY"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert (stop.value.code, capsys.readouterr().err.count("\n")) == (2, 1)
+
+
 def test_a_port_that_is_taken_is_one_line(watched: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     port = watched[0].rstrip("/").rpartition(":")[2]
     monkeypatch.setattr(sys, "argv", ["sloguard", "watch", "study", "--port", port])

@@ -100,6 +100,40 @@ def test_what_the_end_of_a_run_cut_off_is_not_shown_as_broken() -> None:
     assert "; 0 broke" in label
 
 
+def test_what_was_promised_in_another_way_is_not_judged_request_by_request() -> None:
+    """By classes of a file's own, or by another rule of pace: the page would contradict the file's share."""
+    run = held_against(one(OWN), StageSLO(ttft_s=1.0, tpot_s=1.0))
+    for other in (replace(run, slo=None), replace(run, tpot_rule="max_gap")):
+        page = load_page([other])
+        (label,) = [figure.label for figure in page.figures if figure.name == "timeline-1"]
+        assert label.endswith("; 0 failed.")
+        assert not any(section.name == "promised-1" for section in page.sections)
+    assert any(section.name == "promised-1" for section in load_page([run]).sections)
+
+
+def test_how_a_run_ended_is_what_the_file_tells() -> None:
+    run = replace(one(OWN), requests=None)
+    told = {
+        (24, 0, 0): "Every request completed.",
+        (20, 4, 0): "4 of 24 requests failed.",
+        (0, 0, 5): "5 of 5 were cut off by the end of the run.",
+        (20, None, 0): "20 requests completed; how many failed is not in the file.",
+    }
+    for (completed, failed, unfinished), expected in told.items():
+        page = load_page([replace(run, completed=completed, failed=failed, unfinished=unfinished)])
+        assert page.verdict.text == expected
+
+
+def test_what_is_drawn_of_many_runs_is_said() -> None:
+    runs = [replace(one(OWN), file=f"r{at}.json") for at in range(6)]
+    ttft = next(figure for figure in load_page(runs).figures if figure.name == "latency-ttft")
+    assert ttft.caption == "Drawn: r0.json, r1.json, r2.json, r3.json. The table has 2 more."
+    bare = [replace(run, requests=None) for run in runs[:2]]
+    ttft = next(figure for figure in load_page(bare).figures if figure.name == "latency-ttft")
+    assert ttft.caption == "Drawn: r0.json. The table has 1 more."
+    assert "r1.json" not in ttft.label
+
+
 def test_files_with_like_names_have_figures_of_their_own() -> None:
     runs = [replace(one(OWN), file=name) for name in ("run_1.json", "run-1.json")]
     names = [figure.name for figure in load_page([held_against(run, PROMISED) for run in runs]).figures]

@@ -110,6 +110,8 @@ def test_crashes_are_told_by_cause_with_line_and_remedy() -> None:
 def test_the_best_so_far_is_told_in_words_too() -> None:
     section = search_section(record(whole()))
     assert "The best of the search was 5.00 req/s" in section.lead
+    assert section.lead.endswith("before it was measured again.")
+    assert "measured again" not in search_section(record(whole()[:7])).lead
     nothing = search_section(record([trial(1, nothing_kept(), seqs=1)]))
     assert nothing.blocks == ()
     assert "No trial kept the promises." in nothing.lead

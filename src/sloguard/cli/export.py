@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from sloguard.errors import SpecError
-from sloguard.report.files import check_writable, write_text_atomic
+from sloguard.report.files import check_writable, write_bytes_atomic, write_text_atomic
 from sloguard.report.trials_csv import to_csv
+from sloguard.study.header import read_header
 from sloguard.study.log import LOG_NAME, StudyLog
 from sloguard.study.optuna_storage import write_optuna
-from sloguard.study.record import read_header
 from sloguard.study.results import Results
 from sloguard.study.serve_yaml import serve_yaml
 from sloguard.study.spec import StudySpec
@@ -49,14 +49,14 @@ def command(
     if format_ == OPTUNA:
         about = {"sloguard": header.sloguard, "spec": spec.to_json(), "engine": dict(header.engine)}
         new = _new(out)
-        with TemporaryDirectory(dir=new.parent, prefix=f".{new.name}.") as aside:  # whole, or not there
-            made = Path(aside) / new.name
+        with TemporaryDirectory() as aside:
+            made = Path(aside) / "study.db"
             write_optuna(made, directory.resolve().name, trials, spec.goal, about)
-            made.rename(new)
+            write_bytes_atomic(new, made.read_bytes())
         return 0
     if format_ == YAML and header.engine.get("engine") == "endpoint":
         raise SpecError("DIR", str(directory), "measured a server that somebody else runs", "Use --format csv.")
-    text = to_csv(trials, spec.goal) if format_ == CSV else serve_yaml(spec, _chosen(trials, spec, trial))
+    text = to_csv(trials, spec.goal) if format_ == CSV else serve_yaml(header, _chosen(trials, spec, trial))
     if out is None:
         typer.echo(text, nl=False)
     else:

@@ -25,6 +25,7 @@ from sloguard.errors import SpecError
 from sloguard.report.tables import study_report
 from sloguard.study import failures
 from sloguard.study.build import build_study, informed
+from sloguard.study.header import read_header
 from sloguard.study.log import LOG_NAME, StudyLog
 from sloguard.study.parallel import run_parallel
 from sloguard.study.prior import NONE, SIMULATION, can_simulate, earlier_trials
@@ -208,7 +209,7 @@ def command(
                         failures.remember(study.engine.describe(), trial)
         finally:  # what is known when a study is interrupted or the machine fails is as good as at its end
             results = Results(log.trials(), spec.goal, spec.try_default)
-            summary = write_results(log.directory, spec, study, results, time.monotonic() - started_s)
+            summary = write_results(log, study, results, time.monotonic() - started_s)
             if results.trials and sys.exc_info()[0] is not None:
                 _leave_page(log.directory)
     if as_json:
@@ -216,7 +217,7 @@ def command(
         _leave_page(log.directory)
     else:
         console = plain_console()
-        console.print(study_report(results, spec.engine == "sim"))
+        console.print(study_report(results, read_header(log).simulated))
         if command := serve_command_of(study, results):
             typer.echo(f"Apply it: {shlex.join(command)}")  # as it stands, so that it can be copied whole
         _leave_page(log.directory)
@@ -265,7 +266,9 @@ def _begin(log: StudyLog, spec: StudySpec, study: Study, lanes: int, known: fail
     with.
     """
     log.clear()
+    model = Path(spec.model)
     header = {"spec": spec.to_json(), "spec_digest": spec.digest, "sloguard": __version__}
+    header["model"] = str(model.resolve()) if model.is_dir() else spec.model  # as it is found from any directory
     if lanes:
         header["lanes"] = lanes
     if known:

@@ -52,8 +52,8 @@ def _listening(host: str, port: int) -> socket.socket:
             listener = failed.enter_context(socket.socket(family, kind, protocol))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
-        except OSError as error:
-            problem = f"{host} can't be listened on there ({error.strerror or error})"
+        except (OSError, UnicodeError) as error:  # a name with an empty part is no name
+            problem = f"{host} can't be listened on there ({getattr(error, 'strerror', None) or error})"
             raise SpecError("--port", port, problem, "Choose another --port, or 0 for a free one.") from error
         failed.pop_all()  # the socket stays open
         return listener

@@ -135,6 +135,7 @@ def _run(path: str, document: dict[str, Any]) -> RunFigures:
         slo=_slo(path, settings),
         attainment=summary.attainment if promised else None,
         request_goodput=summary.request_goodput if promised else None,
+        tpot_rule=summary.tpot_rule,
         told=told,
         requests=_requests(run.requests),
         notes=tuple(notes),

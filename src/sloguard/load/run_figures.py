@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sloguard.metrics import CLIENT_LAG_LIMIT_S, Dist
 from sloguard.request import End
-from sloguard.slo import NO_SLO, Judgement, StageSLO
+from sloguard.slo import NO_SLO, Judgement, StageSLO, TpotRule
 
 CLIENT_LIMITED = "CLIENT-LIMITED: the client lagged, so the figures measure the client as much as the server"
 TOLD_GOODPUT = "goodput and attainment are as the tool told them, by its own latencies"
@@ -102,6 +102,7 @@ class RunFigures(Figures):
     slo: StageSLO | None = None
     attainment: float | None = None
     request_goodput: float | None = None
+    tpot_rule: str = TpotRule.MEAN  # by which `attainment` and `request_goodput` judge a pace
     told: Figures
     requests: Requests | None = None
     notes: tuple[str, ...] = ()
@@ -183,7 +184,7 @@ def held_against(run: RunFigures, slo: StageSLO) -> RunFigures:
     attainment = None if met is None or not judged else met / judged
     goodput = None if attainment is None else per_second(met, run.duration_s)
     notes = tuple(note for note in run.notes if note != TOLD_GOODPUT)
-    return replace(run, slo=slo, attainment=attainment, request_goodput=goodput, notes=notes)
+    return replace(run, slo=slo, attainment=attainment, request_goodput=goodput, tpot_rule=TpotRule.MEAN, notes=notes)
 
 
 def _kept(run: RunFigures, slo: StageSLO) -> tuple[int | None, int]:

@@ -53,7 +53,7 @@ def _flattened(lesson: Lesson, top: float) -> Lesson:
 def score_at(y: float, top: float, goal: Goal) -> float:
     """The score that `values` tells as `y`, `top` being the largest of its lessons: its inverse, but for the floor."""
     log_score = top + DEPTH * math.log(max(1 - (top - y) / DEPTH, math.exp(-FLOOR)))
-    return -math.exp(-log_score) if goal.objective == "latency" else math.exp(log_score)
+    return -math.exp(-log_score) if goal.told.minimised else math.exp(log_score)
 
 
 def starts(trials: Sequence[Trial]) -> list[Lesson]:

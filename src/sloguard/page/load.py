@@ -16,7 +16,7 @@ from sloguard.page.load_figures import SERIES, Floats, Life, distributions, regi
 from sloguard.page.page import Beside, Cell, Column, Figure, Figures, Page, Section, Table, Text, Tile, Verdict
 from sloguard.report.runs import runs_notes, runs_sheet, slo_text
 from sloguard.request import End
-from sloguard.slo import NO_SLO, Judgement, StageSLO
+from sloguard.slo import NO_SLO, Judgement, StageSLO, TpotRule
 
 METRICS = {"ttft_s": "Time to first token (TTFT)", "tpot_s": "Time per output token (TPOT)"}
 METRICS |= {"itl_s": "Gap between chunks (ITL)", "e2el_s": "End-to-end latency (E2EL)"}
@@ -62,15 +62,20 @@ def _verdict(runs: Runs) -> Verdict:
         tiles = tuple(_main_tile(name, run) for name, run in runs.items())
         return Verdict(tone, f"{len(runs)} load tests", "Side by side below.", tiles, notices)
     (run,) = runs.values()
-    if not run.completed:
-        return Verdict(tone, "No request completed", f"{run.failed or 'All'} failed.", (), notices)
+    return Verdict(tone, _headline(run), f"{_how_ended(run)}.", tuple(_tiles(run)) if run.completed else (), notices)
+
+
+def _how_ended(run: RunFigures) -> str:
+    if run.failed is None:
+        return f"{run.completed} requests completed; how many failed is not in the file"
     lost = f"{run.failed} of {run.offered} requests failed" if run.failed else ""
-    cut = f"{run.unfinished} were cut off by its end" if run.unfinished else ""
-    text = "; ".join(part for part in (lost, cut) if part) or "Every request completed"
-    return Verdict(tone, _headline(run), f"{text}.", tuple(_tiles(run)), notices)
+    cut = f"{run.unfinished} of {run.offered} were cut off by the end of the run" if run.unfinished else ""
+    return "; ".join(part for part in (lost, cut) if part) or "Every request completed"
 
 
 def _headline(run: RunFigures) -> str:
+    if not run.completed:
+        return "No request completed"
     if run.attainment is not None:
         return f"{run.attainment:.1%} of requests as promised"
     p99_s = None if run.ttft_s is None else run.ttft_s.p99
@@ -113,8 +118,6 @@ def _latency(runs: Runs) -> Section | None:
     head = (Column("metric"), Column("run"), *(Column(f"{level}, ms", number=True) for level in LEVELS))
     counts = {run.counts_from for run in runs.values()}
     lead = f"Of completed requests, counted from when each was {' or '.join(sorted(counts))}."
-    if len(runs) > len(SERIES):
-        lead += f" The first {len(SERIES)} of {len(runs)} runs are drawn; the table has all."
     return Section("latency", "Latency", lead, (Figures(tuple(figures)), Table("Percentiles", head, rows)))
 
 
@@ -123,30 +126,33 @@ def _ms(seconds: float | None) -> Cell:
 
 
 def _distribution(runs: Runs, name: str, title: str) -> Figure | None:
-    """All values where the files have them, else percentiles."""
-    shown = dict(list(runs.items())[: len(SERIES)])
-    limits = {getattr(run.slo, name, None) for run in shown.values() if run.slo is not None}
-    limit_s = limits.pop() if len(limits) == 1 else None
-    limit_ms = None if limit_s is None else limit_s * 1000
+    """All values of as many runs as can be told apart; percentiles, of one run, where no file has values."""
     values = {
         file: found * 1000
-        for file, run in shown.items()
+        for file, run in runs.items()
         if run.requests is not None and len(found := _values(run.requests, name))
     }
-    dists: dict[str, Dist] = {file: dist for file, run in shown.items() if (dist := getattr(run, name)) is not None}
-    told = "; ".join(f"{file} p50 {dist.p50 * 1000:.0f} ms" for file, dist in dists.items() if dist.p50 is not None)
-    slug, label = f"latency-{_short(name).lower()}", f"{title}: {told}."
-    if values:
-        return Figure(slug, title, label, distributions(values, limit_ms, f"{_short(name)}, ms"), (420, 250))
+    dists: dict[str, Dist] = {file: dist for file, run in runs.items() if (dist := getattr(run, name)) is not None}
     known = {
         file: [getattr(dist, level) * 1000 for level in LEVELS]
         for file, dist in dists.items()
         if None not in [getattr(dist, level) for level in LEVELS]
     }
-    known = dict(list(known.items())[:1])  # what the files lack of others is in the table
-    if not known:
+    drawn = list(values)[: len(SERIES)] if values else list(known)[:1]
+    if not drawn:
         return None
-    return Figure(slug, title, label, quantiles(known, LEVELS, limit_ms, f"{_short(name)}, ms"), (420, 250))
+    limits = {getattr(run.slo, name, None) for file, run in runs.items() if file in drawn and run.slo is not None}
+    limit_s = limits.pop() if len(limits) == 1 else None
+    limit_ms = None if limit_s is None else limit_s * 1000
+    draw = (
+        distributions({file: values[file] for file in drawn}, limit_ms, f"{_short(name)}, ms")
+        if values
+        else quantiles({file: known[file] for file in drawn}, LEVELS, limit_ms, f"{_short(name)}, ms")
+    )
+    told = (f"{file} p50 {p50 * 1000:.0f} ms" for file in drawn if (p50 := dists[file].p50) is not None)
+    left = len(dists) - len(drawn)
+    caption = f"Drawn: {', '.join(drawn)}. The table has {left} more." if left > 0 else ""
+    return Figure(f"latency-{_short(name).lower()}", title, f"{title}: {'; '.join(told)}.", draw, (420, 250), caption)
 
 
 def _values(requests: Requests, name: str) -> Floats:
@@ -160,7 +166,7 @@ def _values(requests: Requests, name: str) -> Floats:
 
 def _promises(number: int, name: str, run: RunFigures) -> Section | None:
     """Which requests kept both limits, where both were promised."""
-    slo, requests = run.slo, run.requests
+    slo, requests = _judged_by(run), run.requests
     if slo is None or slo.ttft_s is None or slo.tpot_s is None or requests is None:
         return None
     points = list(_points(requests, slo.ttft_s, slo.tpot_s))
@@ -189,6 +195,11 @@ def _promises(number: int, name: str, run: RunFigures) -> Section | None:
     return Section(f"promised-{number}", _title("Promises", name), lead, (Beside((Figures((figure,)), table)),))
 
 
+def _judged_by(run: RunFigures) -> StageSLO | None:
+    """What each request was promised, where that can be told of it as the run's figures do."""
+    return run.slo if run.tpot_rule == TpotRule.MEAN else None
+
+
 def _points(requests: Requests, ttft_s: float, tpot_s: float) -> Iterator[tuple[float, float, bool, str]]:
     done = requests.ended(End.COMPLETED)
     pace_s = np.where(requests.output_tokens <= 1, 0.0, requests.tpot_s)
@@ -202,13 +213,15 @@ def _time(number: int, name: str, run: RunFigures) -> Section | None:
     requests = run.requests
     if requests is None:
         return None
-    lives = sorted(_lives(requests, run.slo), key=lambda one: one.due_s)[:MOST_LINES]
+    slo = _judged_by(run)
+    lives = sorted(_lives(requests, slo), key=lambda one: one.due_s)[:MOST_LINES]
     if not lives:
         return None
     first = f" The first {MOST_LINES} of {len(requests.ends)}." if len(requests.ends) > MOST_LINES else ""
     broken = sum(not one.kept for one in lives)
     span_s = max(one.due_s for one in lives)
-    label = f"{len(lives)} requests over {span_s:.0f} seconds; {broken} broke their promise or failed."
+    how = "failed" if slo is None else "broke their promise or failed"
+    label = f"{len(lives)} requests over {span_s:.0f} seconds; {broken} {how}."
     figure = Figure(f"timeline-{number}", "Requests over time", label, timeline(lives), (480, 340))
     lead = f"When each request was {run.counts_from}, got its first token, and its last.{first}"
     return Section(f"time-{number}", _title("Request timeline", name), lead, (Figures((figure,)), Text(label)))

@@ -30,15 +30,16 @@ def search_section(record: Record) -> Section:
         if isinstance(trial.outcome, Crashed)
     ]
     at_s = [end_s for trial, end_s in zip(results.trials, ends_s, strict=True) if trial.recheck is None]
-    by_trial = [dot_of(trial, goal, trial.number) for trial in tried]
+    by_trial = [dot_of(trial, goal, at) for at, trial in enumerate(tried, start=1)]
+    in_order = all(trial.number == at for at, trial in enumerate(tried, start=1))
     by_time = [dot_of(t, goal, end_s / MINUTE_S) for t, end_s in zip(tried, at_s, strict=True)]
     bests = [_best_score(tried[: n + 1], goal) for n in range(len(tried))]
-    climbed = [(t.number, at, b) for t, at, b in zip(tried, at_s, bests, strict=True) if b is not None]
+    climbed = [(n, at, b) for n, (at, b) in enumerate(zip(at_s, bests, strict=True), start=1) if b is not None]
     told = _told(results, climbed[-1][2] if climbed else None)
     clock = "virtual minutes" if record.simulated else "minutes"
     lead = (
         f"{counted(len(tried), 'trial')} took {time_text(sum(t.cost_s for t in tried))}, "
-        f"{time_text(results.wasted_s)} of it in crashes. {told}"
+        f"{time_text(sum(t.cost_s for t in tried if isinstance(t.outcome, Crashed)))} of it in crashes. {told}"
     )
     if all(one.y is None for one in by_trial):
         return Section(NAME, TITLE, lead, ())
@@ -50,7 +51,7 @@ def search_section(record: Record) -> Section:
             "best-by-trial",
             "By trial",
             f"Best score so far by trial. {told} Each trial is in the table of all trials.",
-            progress(by_trial, trial_steps, "trial", axis(goal)),
+            progress(by_trial, trial_steps, "trial" if in_order else "trials, as they ended", axis(goal)),
             caption=_legend(tried, goal, doubted=doubted),
         ),
         Figure(
@@ -72,7 +73,8 @@ def _best_score(trials: Sequence[Trial], goal: Goal) -> float | None:
 def _told(results: Results, best: float | None) -> str:
     if best is None:
         return "No trial kept the promises."
-    return f"The best of the search was {results.goal.told.text(best)}, before it was measured again."
+    again = ", before it was measured again" if results.confirmed else ""
+    return f"The best of the search was {results.goal.told.text(best)}{again}."
 
 
 def _legend(tried: Sequence[Trial], goal: Goal, *, doubted: bool) -> str:
@@ -130,7 +132,7 @@ def trials_section(record: Record) -> Section:
     rows = tuple(_row(trial, results, knobs) for trial in results.trials)
     best = results.best
     strong = frozenset(i for i, t in enumerate(results.trials) if best is not None and t.number == best.number)
-    lead = "Knobs that never changed are left out. What was measured again is at the end, under other arrivals."
+    lead = "Knobs that never changed are left out. What measured another trial again did so under other arrivals."
     return Section(
         "trials",
         "All trials",

@@ -152,11 +152,18 @@ def engine_policy(spec: StudySpec) -> EnginePolicy | None:
     """Raises SpecError for a policy that there isn't, or options that it doesn't take."""
     if spec.policy is None:
         return None
-    choice = read_choice(spec.policy, "--policy")
-    choice.make(POLICIES, "--policy", "plan")
+    read_choice(spec.policy, "--policy").make(POLICIES, "--policy", "plan")
     if spec.promise == NO_SLO:
         fix = "Add --slo-ttft, --slo-tpot, --slo-ttft-p99, --slo-tpot-p99 or --slo-itl-p99."
         raise SpecError("--policy", spec.policy, "an end-to-end limit alone is none it can plan by", fix)
+    return asked_policy(spec)
+
+
+def asked_policy(spec: StudySpec) -> EnginePolicy | None:
+    """By name: its code need not be here, where a study is only read."""
+    if spec.policy is None:
+        return None
+    choice = read_choice(spec.policy, "--policy")
     return EnginePolicy(choice.name, dict(choice.options), spec.promise)
 
 

@@ -20,10 +20,10 @@ from typing import Any
 
 from sloguard.errors import SpecError
 from sloguard.study.confirm import explored
+from sloguard.study.header import read_header
 from sloguard.study.log import LOG_NAME, StudyLog
 from sloguard.study.prior import SIMULATION
 from sloguard.study.published import read_published
-from sloguard.study.record import read_header
 from sloguard.study.results import Results
 from sloguard.study.runs import StudyRun, TrialRun
 from sloguard.study.spec import StudySpec

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sloguard.errors import LogError, SpecError
+from sloguard.errors import SpecError
+from sloguard.study.header import Header, read_header
 from sloguard.study.log import StudyLog
 from sloguard.study.results import Results
 from sloguard.study.serve_yaml import serve_yaml
@@ -15,24 +15,6 @@ from sloguard.study.spec import StudySpec
 
 BEST_NAME = "best.yaml"
 STARTED = ("vllm", "sim")  # engines whose configs are vLLM's; of one's own, those for which `tune` left a file
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """How a study began: what it was asked for, what the engine said of itself, the version of sloguard that made it,
-    how many trials ran at a time (`lanes`; 0: one, in the command itself), and whether crashes of earlier studies were
-    known.
-    """
-
-    spec: StudySpec
-    engine: Mapping[str, str]
-    sloguard: str | None
-    lanes: int
-    warned: bool
-
-    @property
-    def simulated(self) -> bool:
-        return self.engine.get("simulated") == "true"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +39,6 @@ class Record:
         return self.header.simulated
 
 
-def read_header(log: StudyLog) -> Header:
-    """Raises LogError where no study can have begun like that."""
-    told = log.header()
-    try:
-        return Header(
-            spec=StudySpec.from_json(told["spec"]),
-            engine=told["engine"],
-            sloguard=told.get("sloguard"),
-            lanes=int(told.get("lanes", 0)),
-            warned=bool(told.get("failures")),
-        )
-    except (SpecError, AttributeError, TypeError, ValueError) as error:
-        raise LogError(f"{log.path}, line 1: 'spec' can't be read ({error}). Restore the file from a copy.") from error
-
-
 def read_record(directory: Path) -> Record:
     """Raises SpecError where there is no study in `directory`, LogError where its log is damaged."""
     log = StudyLog(directory)
@@ -85,7 +52,7 @@ def read_record(directory: Path) -> Record:
     file = directory / BEST_NAME
     told = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
     starts = spec.engine in STARTED or told is not None
-    best_yaml = serve_yaml(spec, results.best) if results.best is not None and starts else None
+    best_yaml = serve_yaml(header, results.best) if results.best is not None and starts else None
     return Record(
         directory=directory,
         header=header,

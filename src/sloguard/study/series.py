@@ -89,9 +89,11 @@ def read_series(path: Path) -> Series:
         if not ARM.fullmatch(arm):
             raise SpecError(f"{path}: arms", arm, "can't name a directory", "Use letters, digits and . _ + -.")
     options = {arm: {**read.tune, **own} for arm, own in read.arms.items()}
-    for name, given in ((name, given) for own in options.values() for name, given in own.items()):
-        if (given is True or given is False) and name not in (*SWITCHES, *TAKEN):
-            raise SpecError(f"{path}: {name}", str(given).lower(), "is no switch", "Give its value, or leave it out.")
+    for name, given in (pair for own in options.values() for pair in own.items()):
+        for value in given if isinstance(given, list) else [given]:
+            if isinstance(value, bool) and name not in (*SWITCHES, *TAKEN):
+                fix = "Give its value, or leave it out."
+                raise SpecError(f"{path}: {name}", str(value).lower(), "is no switch", fix)
     for name in TAKEN:
         if any(name in own for own in options.values()):
             raise SpecError(f"{path}: tune", name, "is not an option here", "The file sets out and seeds by itself.")
