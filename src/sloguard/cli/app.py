@@ -1,34 +1,36 @@
-"""The `sloguard` command: registers one short file a command and turns errors of the user into one line."""
+"""The `sloguard` command: imports the file of the one that is asked for; errors of the user become one line."""
 
 from __future__ import annotations
 
 import errno
 import signal
 import sys
+from importlib import import_module
 from itertools import pairwise
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from sloguard import __version__
-from sloguard.cli import (
-    bench,
-    capacity,
-    classify,
-    compare,
-    doctor,
-    export,
-    profile,
-    report,
-    serve,
-    simulate,
-    study,
-    tune,
-    watch,
-)
 from sloguard.errors import SloguardError
 
+COMMANDS = (
+    "tune",
+    "watch",
+    "report",
+    "study",
+    "compare",
+    "export",
+    "serve",
+    "profile",
+    "bench",
+    "simulate",
+    "capacity",
+    "classify",
+    "doctor",
+)
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 _ON_DISK = {  # of the commands that can go on
@@ -37,29 +39,32 @@ _ON_DISK = {  # of the commands that can go on
     "capacity": "What it found is on disk where --out was given; --resume goes on from there.",
 }
 
+MARKUP = "markdown"
+
+
+class _Commands(TyperGroup):
+    """All of them take seconds to import: of the others no more than the names is known."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = dict.fromkeys(COMMANDS, TyperCommand(None))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> TyperCommand | None:
+        if cmd_name not in COMMANDS:
+            return None
+        one = typer.Typer(add_completion=False, rich_markup_mode=MARKUP)
+        one.command(cmd_name)(import_module(f"sloguard.cli.{cmd_name}").command)
+        return cast(TyperCommand, typer.main.get_command(one))
+
+
 app = typer.Typer(
     name="sloguard",
+    cls=_Commands,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=MARKUP,
     help="LLM serving that keeps its latency promises: tune vLLM under SLOs, serve each request by its own, compare "
     "schedulers, measure honestly, explain crashes.",
 )
-for module in (
-    tune,
-    watch,
-    report,
-    study,
-    compare,
-    export,
-    serve,
-    profile,
-    bench,
-    simulate,
-    capacity,
-    classify,
-    doctor,
-):
-    app.command(module.__name__.rpartition(".")[2])(module.command)
 
 
 def _show_version(wanted: bool) -> None:
@@ -94,7 +99,7 @@ def main() -> None:
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except typer.TyperException as error:
-        _fail(f"{_told(error)}. Try --help.", EXIT_BAD_INPUT)
+        _fail(f"{_told(error)} Try --help.", EXIT_BAD_INPUT)
     except SloguardError as error:
         _fail(str(error), EXIT_BAD_INPUT)
     except OSError as error:
@@ -114,10 +119,10 @@ def _told(error: typer.TyperException) -> str:
     words = [part for word in sys.argv[1:] for part in (word.split("=", 1) if word.startswith("--") else [word])]
     given = [value for name, value in pairwise(words) if name in names]
     message = error.format_message().rstrip(".")
-    if not given:
-        return message
-    prefix = f"Invalid value for '{names[-1]}': "
-    return f"{names[-1]} = {given[-1]!r}: {message.removeprefix(prefix)}"
+    if given:
+        prefix = f"Invalid value for '{names[-1]}': "
+        message = f"{names[-1]} = {given[-1]!r}: {message.removeprefix(prefix)}"
+    return message if message.endswith("?") else f"{message}."
 
 
 def _fail(message: str, code: int) -> NoReturn:

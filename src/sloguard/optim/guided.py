@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from sloguard.optim.base import Problem, constraints, place, taught
 from sloguard.optim.edges import edges, is_understood, units
@@ -165,7 +165,7 @@ def _worth(at: Points, beliefs: dict[str, Belief], to_beat: float | None, suffic
     means, sds = model.predict(at)
     bar = float((model.weights @ means).mean()) if to_beat is None else to_beat
     z = (means - bar) / sds
-    gain = model.weights @ (sds * (norm.pdf(z) + z * norm.cdf(z)))
+    gain = model.weights @ (sds * (np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi) + z * ndtr(z)))
     worth = runs**CAUTION * keeps * gain - CRASH_PRICE * (1 - runs)
     if "cost" in beliefs:
         worth = worth / np.exp(beliefs["cost"].predict(at)[0][0])
@@ -176,7 +176,7 @@ def _chance(model: Belief, at: Points, bar: float, sharpness: float, *, above: b
     """[m] the chance to lie above (or below) the bar."""
     means, sds = model.predict(at)
     z = (means - bar) / np.sqrt(sds**2 + sharpness**2)
-    return model.weights @ norm.cdf(z if above else -z)
+    return model.weights @ ndtr(z if above else -z)
 
 
 def _moved(config: Config, space: Space, rng: np.random.Generator, count: int) -> list[Config]:
