@@ -58,6 +58,14 @@ class StageSLO:
         if self.ttft_s is not None and self.ttft_slowdown is not None:
             raise ValueError("give ttft_s or ttft_slowdown, not both")
 
+    @property
+    def text(self) -> str:
+        """E.g. `TTFT 500 ms, TPOT 50 ms`; `nothing` without a limit."""
+        slowdown = "" if self.ttft_slowdown is None else f"TTFT {self.ttft_slowdown:g}x that of an idle engine"
+        limits_s = {"TTFT": self.ttft_s, "TPOT": self.tpot_s, "E2EL": self.e2el_s}
+        told = [f"{name} {limit_s * 1000:g} ms" for name, limit_s in limits_s.items() if limit_s is not None]
+        return ", ".join([*filter(None, [slowdown]), *told]) or "nothing"
+
     def resolve(self, zero_load_ttft_s: float) -> StageSLO:
         """The same promise with `ttft_slowdown` replaced by the seconds it stands for."""
         if self.ttft_slowdown is None:

@@ -43,7 +43,8 @@ def test_a_measured_run_ends_in_a_table_and_exit_code_0():
         "120 out",
         "100.0% met every SLO",
         "TPOT rule: mean",
-        "first token - instant due",
+        "From when a request was due",
+        "due within  0.1",
     ):
         assert words in done.stdout
     assert len(server.load) == 20 + 4  # the default warm-up

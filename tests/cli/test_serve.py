@@ -21,6 +21,7 @@ import pytest
 from demo_model import VLLM_PYTHON, needs_vllm
 from sloguard.engine.processes import STATE_DIR
 from sloguard.engine.profiles import Fitted, Profile, profile_key
+from sloguard.load.preflight import EMULATED
 from sloguard.perf.batch_time import BatchTime, Piece
 
 CLASSES = """
@@ -136,7 +137,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def test_it_answers_as_an_openai_server(server: Server):
-    assert server.ask("/v1/models")[1]["data"][0]["id"] == "the-model"
+    _, answer, headers = server.ask("/v1/models")
+    assert answer["data"][0]["id"] == "the-model"
+    assert headers[EMULATED] == "H100"
     status, answer = server.complete(model="the-model", max_tokens=5)
     assert (status, answer["usage"]["completion_tokens"]) == (200, 5)
     assert server.ask("/health", key=None)[0] == 200

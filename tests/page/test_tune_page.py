@@ -41,7 +41,8 @@ def test_the_parts_stand_in_their_order_and_each_figure_has_a_name_of_its_own() 
     names = [figure.name for figure in page.figures]
     assert len(set(names)) == len(names)
     assert all(figure.label for figure in page.figures)
-    assert page.subtitle == "Promised: TTFT ≤ 400 ms and TPOT ≤ 25 ms for 95 % of requests"
+    promised = "Promised: TTFT ≤ 400 ms and TPOT ≤ 25 ms for 95 % of requests."
+    assert page.subtitle == f"{promised} Load: interactive, on average 100 tokens in and 10 out."
 
 
 def test_the_verdict_says_what_to_deploy_its_gain_and_how() -> None:
@@ -76,6 +77,14 @@ def test_headlines(trials: list, expected: str) -> None:
     made = record(trials)
     assert headline(made.results) == expected
     assert tune_page(made).verdict.headline == expected
+
+
+def test_a_default_that_is_kept_is_told_beside_the_best_other() -> None:
+    tried = [trial(1, kept(4.0), seqs=1), trial(2, kept(4.1), seqs=2), trial(3, kept(3.0), seqs=3)]
+    again = [(tried[0], 4.1), (tried[1], 4.0), (tried[0], 3.9), (tried[1], 4.0)]
+    page = tune_page(record([*tried, *(trial(4 + n, kept(r), recheck=t.number) for n, (t, r) in enumerate(again))]))
+    assert page.verdict.headline == "Keep the default"
+    assert "The best other, trial 2, differs by +0.0% (95 % interval" in page.verdict.text
 
 
 def test_where_nothing_is_feasible_the_binding_promise_is_named_and_nothing_is_to_be_applied() -> None:

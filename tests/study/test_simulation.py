@@ -10,6 +10,7 @@ from sloguard.errors import PolicyError, SpecError
 from sloguard.perf.batch_time import Batch
 from sloguard.request import End
 from sloguard.sched.plan_check import Checked
+from sloguard.slo import NO_SLO, StageSLO
 from sloguard.study.choice import Choice, read_choices
 from sloguard.study.sim_spec import Drafting, Pools, SimSpec
 from sloguard.study.simulation import check, check_search, first_guess, machine_of, notes_on, requests_of, run
@@ -152,6 +153,26 @@ def test_lengths_alone_are_served_at_the_rate_that_is_asked(tmp_path):
         check_search(replace(spec, num_requests=None))
     with pytest.raises(SpecError, match=r"--trace = .*promises nothing, so every rate passes\. Add --scenario"):
         check_search(spec)
+
+
+def test_one_promise_to_all_takes_the_place_of_the_scenario_s(tmp_path):
+    slo = StageSLO(ttft_s=0.6, tpot_s=0.04)
+    spec = replace(SPEC, scenario="reasoning", slo=slo, best_effort_share=0.3)
+    asked = requests_of(spec, 2.0, 0).requests
+    assert {(request.slo_class, stage.slo) for request in asked for stage in request.stages} == {
+        ("reasoning", slo),
+        ("best-effort", NO_SLO),
+    }
+    assert "Promised by --slo: TTFT 600 ms, TPOT 40 ms." in notes_on([spec])
+    told = "Promised by reasoning: TTFT 3x that of an idle engine, TPOT 50 ms, then TTFT 100 ms, TPOT 100 ms."
+    assert told in notes_on([replace(spec, slo=None)])
+    path = tmp_path / "lengths.csv"
+    path.write_text("input_tokens,output_tokens\n100,20\n")
+    lengths = replace(SPEC, scenario=None, trace=str(path), num_requests=10, slo=slo)
+    check_search(lengths)
+    assert {request.stages[0].slo for request in requests_of(lengths, 2.0, 0).requests} == {slo}
+    with pytest.raises(SpecError, match="Give one of --slo and --scenario"):
+        replace(lengths, scenario="coder").check()
 
 
 def test_promises_to_nobody_leave_no_rate_to_search():

@@ -16,7 +16,6 @@ from sloguard.workload.lengths import (
     FINE_LEVELS,
     LEVELS,
     Conditional,
-    Empirical,
     Independent,
     LogNormal,
     Quantiles,
@@ -106,15 +105,6 @@ def test_an_output_is_cut_where_the_window_ends():
     np.testing.assert_array_equal(pairs[:, 1], np.minimum(uncut[:, 1], 100 - uncut[:, 0]))
 
 
-def test_empirical_draws_whole_pairs_alike():
-    recorded = np.array([[10, 1], [20, 2], [30, 3], [40, 4]])
-    pairs = Empirical(recorded).draw(stream(0), 8000)
-    np.testing.assert_array_equal(pairs[:, 0], pairs[:, 1] * 10)
-    counts = np.bincount(pairs[:, 1])[1:]
-    assert stats.chisquare(counts).pvalue > 1e-4
-    np.testing.assert_array_equal(pairs[:50], Empirical(recorded).draw(stream(0), 50))
-
-
 @pytest.mark.parametrize(
     "make",
     [
@@ -130,9 +120,6 @@ def test_empirical_draws_whole_pairs_alike():
         lambda: Quantiles((1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 10)),
         lambda: Quantiles(tuple(range(1, 12)), FINE_LEVELS),
         lambda: Independent(Uniform(100, 100), Uniform(1, 1), max_total_tokens=100),
-        lambda: Empirical(np.empty((0, 2), dtype=np.int64)),
-        lambda: Empirical(np.array([[1, 0]])),
-        lambda: Empirical(np.array([1, 2])),
     ],
 )
 def test_what_makes_no_sense_is_refused(make):

@@ -203,6 +203,9 @@ def test_a_file_of_lengths_is_drawn_from(tmp_path):
     assert set(lengths(requests)) == {(10, 1), (20, 2)}
     assert requests[-1].arrival_s == pytest.approx(20.0)
     assert len(build(path, num_requests=3, arrivals=Gamma(1.0, 0.5))) == 3
+    path.write_text("input_tokens,output_tokens,slo_ttft_s\n10,1,0.5\n20,2,0.7\n")
+    promised = {(r.stages[0].prompt_tokens, r.stages[0].slo.ttft_s) for r in build(path, rate=5.0, num_requests=100)}
+    assert promised == {(10, 0.5), (20, 0.7)}, "rows are drawn whole"
     for field, given_ in (("--request-rate", {"num_requests": 3}), ("--num-requests", {"rate": 1.0})):
         with pytest.raises(SpecError) as raised:
             build(path, **given_)

@@ -22,7 +22,7 @@ from sloguard.load.own_results import read_own
 from sloguard.load.promises import promise_fields
 from sloguard.load.prompts import no_extra
 from sloguard.load.target import Api, Target
-from sloguard.metrics import Summary, summarise
+from sloguard.metrics import summarise
 from sloguard.page.load import load_page
 from sloguard.page.page import render
 from sloguard.report.bench import bench_report, client_limited_text, to_json
@@ -115,7 +115,11 @@ def command(
             on_progress=None if to_stdout else on_progress,
         )
     summary = summarise(offered.timelines, tpot_rule)
-    _show(summary, offered.notes, promised=promised, to_stdout=to_stdout)
+    if not to_stdout:
+        due_s = [timeline.due_s for timeline in offered.timelines]
+        Console().print(bench_report(summary, offered.notes, max(due_s) - min(due_s), promised=promised))
+    elif summary.client_limited:
+        typer.echo(client_limited_text(summary), err=True)
     settings: dict[str, Any] = {
         "sloguard": __version__,
         "started": started.isoformat(timespec="seconds"),
@@ -177,13 +181,6 @@ def _check_files(json_file: Path | None, save_vllm_json: Path | None, report: Pa
     for field in fields:
         if (path := given[field]) is not None and path != STDOUT:
             check_writable(field, path)
-
-
-def _show(summary: Summary, notes: Sequence[str], *, promised: bool, to_stdout: bool) -> None:
-    if not to_stdout:
-        Console().print(bench_report(summary, notes, promised=promised))
-    elif summary.client_limited:
-        typer.echo(client_limited_text(summary), err=True)
 
 
 def _save(path: Path, data: dict[str, Any]) -> None:

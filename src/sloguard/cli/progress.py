@@ -68,7 +68,7 @@ class StudyProgress:
 
     def finished(self, trial: Trial) -> None:
         self._trials.append(trial)
-        self._console.print(trial_line(trial, self._goal), overflow="ellipsis", no_wrap=True, highlight=False)
+        self._console.print(trial_line(trial, self._goal), highlight=False)
         self._bar.update(self._task, completed=len(self._trials))
 
     def _show(self, what: str) -> None:

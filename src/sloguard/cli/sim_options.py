@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from sloguard import __version__
+from sloguard.cli.options import read_slo
 from sloguard.errors import SpecError
 from sloguard.report.files import write_text_atomic
 from sloguard.slo import TpotRule
@@ -44,6 +45,12 @@ class SimOptions:
     ] = None
     trace: Annotated[
         Path | None, typer.Option(help="A recorded workload: .csv or .jsonl, or those gzipped.", metavar="FILE")
+    ] = None
+    slo: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METRIC=MS", help="Promise every request this, not what a scenario does: ttft, tpot, e2el."
+        ),
     ] = None
     replicas: Annotated[int, typer.Option(help="Engines behind the router.")] = 1
     router: Annotated[str, typer.Option(metavar="R[,R...]", help="Who gets a request; several.")] = "round-robin"
@@ -85,6 +92,7 @@ class SimOptions:
             model=self.model,
             gpu=self.gpu,
             trace=str(self.trace) if self.trace else None,
+            slo=read_slo("--slo", ",".join(self.slo)) if self.slo else None,
             num_requests=self.num_requests,
             best_effort_share=self.best_effort_share,
             tpot_rule=self.tpot_rule,

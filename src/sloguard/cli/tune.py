@@ -175,6 +175,8 @@ def command(
         raise SpecError("--out", out, "is empty", "Name a directory; it is made if it doesn't exist.")
     log = StudyLog(Path(out))
     _check_target(log, resume)
+    if resume and not log.exists():
+        typer.echo(f"{out} holds no study yet: a new one begins", err=True)
     api_key = api_key_from(api_key_env)
     study = build_study(spec, api_key)
     if allow_lossy and study.quality is None:
@@ -217,7 +219,7 @@ def command(
         _leave_page(log.directory)
     else:
         console = plain_console()
-        console.print(study_report(results, read_header(log).simulated))
+        console.print(study_report(read_header(log), results))
         if command := serve_command_of(study, results):
             typer.echo(f"Apply it: {shlex.join(command)}")  # as it stands, so that it can be copied whole
         _leave_page(log.directory)

@@ -13,6 +13,7 @@ import uvicorn
 from sloguard.cli.options import api_key_from
 from sloguard.errors import SpecError
 from sloguard.page.live import is_loopback, watch_app
+from sloguard.study.log import StudyLog
 
 
 def command(
@@ -38,20 +39,22 @@ def command(
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
     with _listening(host, port) as listener:
         name = f"[{host}]" if ":" in host else host
-        typer.echo(f"{directory} is shown at http://{name}:{listener.getsockname()[1]}/")
+        waits = "" if StudyLog(directory).exists() else " once it holds a study: there is none yet"
+        typer.echo(f"{directory} is shown at http://{name}:{listener.getsockname()[1]}/{waits}")
         with suppress(KeyboardInterrupt):  # the one way to end it
             server.run(sockets=[listener])
     return 0
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """Bound before anything is said."""
+    """Before anything is said."""
     with ExitStack() as failed:
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             listener = failed.enter_context(socket.socket(family, kind, protocol))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
+            listener.listen()  # a port that is bound and not listened on can be had twice
         except (OSError, UnicodeError) as error:  # a name with an empty part is no name
             problem = f"{host} can't be listened on there ({getattr(error, 'strerror', None) or error})"
             raise SpecError("--port", port, problem, "Choose another --port, or 0 for a free one.") from error

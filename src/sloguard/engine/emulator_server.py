@@ -21,6 +21,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from sloguard.engine.emulated import Emulated
 from sloguard.engine.emulator import emulator_app
 from sloguard.engine.serving import OnServing, draining
+from sloguard.load.preflight import EMULATED
 from sloguard.plugins.board import Board, notice_of
 from sloguard.plugins.door import Door
 from sloguard.plugins.meters import Meters
@@ -158,5 +159,6 @@ def serve_emulator(
     with tempfile.TemporaryDirectory() as directory:
         app = served_app(emulated, name, options, Path(directory))
         config = uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=1)
+        config.headers = [(EMULATED, str(emulated.gpu))]
         served = f"{name} is served at http://{host}:{port}/v1 by an emulated {emulated.gpu}: answers are filler"
         _Draining(config, app, drain_timeout_s, say, served).run()

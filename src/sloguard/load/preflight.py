@@ -14,6 +14,7 @@ from sloguard.load.tokens import Counting, error_message
 from sloguard.request import End, Request, Stage
 
 PREFLIGHT_TIMEOUT_S = 30.0
+EMULATED = "x-sloguard-emulated"  # a header of servers that emulate a GPU, which it names
 REJECTED = (400, 422)  # what servers answer to a field that they don't know
 _PROBE = Request("preflight", 0.0, (Stage(prompt_tokens=4, output_tokens=3),))
 
@@ -54,8 +55,10 @@ def preflight(client: Client, target: Target, seed: int) -> tuple[Abilities, tup
             with_ids = _ask(client, target, replace(found, token_ids=True), seed)
             if with_ids.reader.status == 200 and with_ids.tokens.counting is Counting.EXACT:
                 found = replace(found, token_ids=True)
-        notes = () if found.forced_lengths else (f"output lengths not forced: the server refused to ({refusal})",)
-        return found, notes
+        notes = [] if found.forced_lengths else [f"output lengths not forced: the server refused to ({refusal})"]
+        if (gpu := probe.reader.headers.get(EMULATED)) is not None:
+            notes.append(f"the server emulates {gpu}: figures are a model's, none was measured on a GPU")
+        return found, tuple(notes)
     raise SpecError("--model", target.model, f"the server rejects a plain request: {refusal}", "See the server's API.")
 
 

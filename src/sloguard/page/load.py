@@ -12,9 +12,9 @@ from sloguard.load.run_figures import CLIENT_LIMITED, Requests, RunFigures, judg
 from sloguard.metrics import Dist
 from sloguard.page.canvas import plain
 from sloguard.page.figures import quantiles
-from sloguard.page.load_figures import SERIES, Floats, Life, distributions, region, timeline
+from sloguard.page.load_figures import FARTHEST, SERIES, Floats, Life, distributions, region, timeline
 from sloguard.page.page import Beside, Cell, Column, Figure, Figures, Page, Section, Table, Text, Tile, Verdict
-from sloguard.report.runs import runs_notes, runs_sheet, slo_text
+from sloguard.report.runs import runs_notes, runs_sheet
 from sloguard.request import End
 from sloguard.slo import NO_SLO, Judgement, StageSLO, TpotRule
 
@@ -90,7 +90,7 @@ def _main_tile(name: str, run: RunFigures) -> Tile:
 
 def _tiles(run: RunFigures) -> Iterator[Tile]:
     if run.slo is not None:
-        yield Tile("Promised", slo_text(run.slo))
+        yield Tile("Promised", run.slo.text)
     if run.request_throughput is not None:
         yield Tile("Completed", f"{run.request_throughput:.2f} req/s", f"{run.completed} requests")
     if run.request_goodput is not None:
@@ -181,16 +181,17 @@ def _promises(number: int, name: str, run: RunFigures) -> Section | None:
         (Cell("pace too slow"), Cell(str(late[1]), late[1])),
     )
     label = f"{kept} of {len(points)} completed requests kept both limits."
-    drawn = f" Every {step}th request is drawn." if step > 1 else ""
+    beyond = any(max(across, up) > FARTHEST for across, up, *_ in points)
+    edge = f" What lies beyond {FARTHEST:.0%} stands at the edge." if beyond else ""
     figure = Figure(
         f"promises-{number}",
         "Where requests lie within their limits",
         label,
         region(points[::step], "TTFT, of its limit", "TPOT, of its limit"),
         (420, 320),
-        caption=f"Shaded: both limits kept.{drawn}",
+        caption=f"Shaded: both limits kept.{edge}{_every(step)}",
     )
-    lead = f"{slo_text(slo)}. {label} Requests that failed are not drawn."
+    lead = f"{slo.text}. {label} Requests that failed are not drawn."
     table = Table("Completed requests", (Column(""), Column("requests", number=True)), rows)
     return Section(f"promised-{number}", _title("Promises", name), lead, (Beside((Figures((figure,)), table)),))
 
@@ -214,16 +215,16 @@ def _time(number: int, name: str, run: RunFigures) -> Section | None:
     if requests is None:
         return None
     slo = _judged_by(run)
-    lives = sorted(_lives(requests, slo), key=lambda one: one.due_s)[:MOST_LINES]
+    lives = sorted(_lives(requests, slo), key=lambda one: one.due_s)
     if not lives:
         return None
-    first = f" The first {MOST_LINES} of {len(requests.ends)}." if len(requests.ends) > MOST_LINES else ""
+    step = -(-len(lives) // MOST_LINES)
     broken = sum(not one.kept for one in lives)
     span_s = max(one.due_s for one in lives)
     how = "failed" if slo is None else "broke their promise or failed"
     label = f"{len(lives)} requests over {span_s:.0f} seconds; {broken} {how}."
-    figure = Figure(f"timeline-{number}", "Requests over time", label, timeline(lives), (480, 340))
-    lead = f"When each request was {run.counts_from}, got its first token, and its last.{first}"
+    figure = Figure(f"timeline-{number}", "Requests over time", label, timeline(lives[::step]), (480, 340))
+    lead = f"When each request was {run.counts_from}, got its first token, and its last.{_every(step)}"
     return Section(f"time-{number}", _title("Request timeline", name), lead, (Figures((figure,)), Text(label)))
 
 
@@ -237,6 +238,10 @@ def _lives(requests: Requests, slo: StageSLO | None) -> Iterator[Life]:
         pace_s = 0.0 if requests.output_tokens[at] <= 1 else float(requests.tpot_s[at])
         tip = f"request {at}: {end.value}, TTFT {ttft_s * 1000:.0f} ms, TPOT {pace_s * 1000:.1f} ms"
         yield Life(due_s, due_s + ttft_s, due_s + e2el_s, judged is not Judgement.MISSED, tip)
+
+
+def _every(step: int) -> str:
+    return f" One request in {step} is drawn." if step > 1 else ""
 
 
 def _all_figures(runs: Sequence[RunFigures]) -> Section:

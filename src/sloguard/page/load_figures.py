@@ -46,6 +46,7 @@ def distributions(series: Mapping[str, Floats], limit: float | None, x: str) -> 
         far = max(float(np.quantile(values, TAIL)) for values in series.values())
         axes.set_xlim(0, max(far, limit or 0.0) * 1.08)
         axes.set_ylim(0, 1.02)
+        axes.locator_params(axis="x", nbins=5)
         axes.tick_params(axis="x", pad=CORNER)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.set_xlabel(x)

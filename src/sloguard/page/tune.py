@@ -11,7 +11,7 @@ from sloguard.page.tune_knobs import knobs_section
 from sloguard.page.tune_made import made_section
 from sloguard.page.tune_search import crash_section, search_section, trials_section
 from sloguard.page.tune_words import counted, name_of, promises, time_text
-from sloguard.report.tables import SIMULATED, score_text, verdict, warnings_on
+from sloguard.report.tables import load_text, score_text, simulated_text, verdict, warnings_on
 from sloguard.space.flags import to_flags
 from sloguard.space.policies import of_policy
 from sloguard.study.confirm import RUN_TO_RUN_NOISE
@@ -35,14 +35,14 @@ def tune_page(record: Record, *, live: bool = False) -> Page:
     )
     where = record.header.engine.get("gpu") or record.header.engine.get("device")
     title = f"Tuning {record.spec.model}" + (f" on {where}" if where else "")
-    asked = f"Promised: {'; '.join(promises(record.spec))}"
+    asked = f"Promised: {'; '.join(promises(record.spec))}. Load: {load_text(record.header, record.results)}."
     return Page(title, asked, verdict_of(record, live=live), tuple(one for one in sections if one is not None))
 
 
 def verdict_of(record: Record, *, live: bool = False) -> Verdict:
     results = record.results
     tone = "good" if results.best else "bad"
-    notices = [SIMULATED] if record.simulated else []
+    notices = [simulated_text(record.header)] if record.simulated else []
     if len(results.explored) < record.spec.budget and not live:
         tried = f"{len(results.explored)} of {record.spec.budget} configs were tried"
         notices.append(f"{tried}: the study was interrupted, its time was spent, or nothing was left to try.")

@@ -18,17 +18,24 @@ SCHEMA = 1
 ERRORS_SHOWN = 5
 
 LATENCIES = {
-    "TTFT": ("ttft_s", "first token - instant due"),
-    "TPOT": ("tpot_s", "(last token - first) / (tokens - 1)"),
-    "ITL": ("itl_s", "gap between chunks that carry tokens"),
-    "E2EL": ("e2el_s", "last token - instant due"),
-    "client lag": ("queue_delay_s", "instant sent - instant due"),
+    "TTFT": "ttft_s",
+    "TPOT": "tpot_s",
+    "ITL": "itl_s",
+    "E2EL": "e2el_s",
+    "client lag": "queue_delay_s",
 }
+DEFINITIONS = (
+    "From when a request was due: TTFT to its first token, E2EL to its last, client lag to its sending. "
+    "TPOT: (last token - first) / (tokens - 1); ITL: gaps between chunks that carry tokens."
+)
 
 
-def bench_report(summary: Summary, notes: Sequence[str], *, promised: bool) -> RenderableType:
-    """`promised`: whether any request has an SLO; without one every completed request would count as good."""
-    parts: list[RenderableType] = [_rates(summary, promised=promised), _latencies(summary)]
+def bench_report(summary: Summary, notes: Sequence[str], due_within_s: float, *, promised: bool) -> RenderableType:
+    """`due_within_s` lies between the first request due and the last; `promised`: whether any request has an SLO:
+    without one every completed request would count as good.
+    """
+    parts: list[RenderableType] = [_rates(summary, due_within_s, promised=promised), _latencies(summary)]
+    parts.append(Text(DEFINITIONS, "dim"))
     if len(summary.by_class) > 1:
         parts.append(_classes(summary))
     parts += [Text(f"note: {note}", "yellow") for note in notes]
@@ -57,12 +64,14 @@ def client_limited_text(summary: Summary) -> str:
     )
 
 
-def _rates(summary: Summary, *, promised: bool) -> Table:
+def _rates(summary: Summary, due_within_s: float, *, promised: bool) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
     lost = ", ".join(f"{n} {end}" for end, n in sorted(summary.ends.items()) if end != End.COMPLETED)
+    paced = f": {summary.offered / due_within_s:.2f} req/s" if due_within_s else ""
     rows = {
         "requests": f"{summary.completed} of {summary.offered} completed" + (f" ({lost})" if lost else ""),
-        "duration": f"{summary.duration_s:.2f} s",
+        "due within": f"{due_within_s:.2f} s{paced}",
+        "over after": f"{summary.duration_s:.2f} s, by which the rates below are taken",
         "tokens": f"{summary.prompt_tokens} in, {summary.output_tokens} out",
         "throughput": f"{summary.request_throughput:.2f} req/s, {summary.output_throughput:.1f} output tok/s",
     }
@@ -80,10 +89,9 @@ def _latencies(summary: Summary) -> Table:
     table.add_column("")
     for name in ("mean", "p50", "p90", "p99", "max"):
         table.add_column(name, justify="right")
-    table.add_column("definition", style="dim")
-    for name, (attribute, definition) in LATENCIES.items():
+    for name, attribute in LATENCIES.items():
         dist: Dist = getattr(summary, attribute)
-        table.add_row(name, *map(_ms, (dist.mean, dist.p50, dist.p90, dist.p99, dist.max)), definition)
+        table.add_row(name, *map(_ms, (dist.mean, dist.p50, dist.p90, dist.p99, dist.max)))
     return table
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from sloguard.load.run_figures import RunFigures
 from sloguard.metrics import Dist
 from sloguard.report.grids import Grid, Sheet
-from sloguard.slo import StageSLO
 
 COUNTS = ("offered", "completed", "failed", "unfinished", "input_tokens", "output_tokens")
 RATES = ("duration_s", "request_throughput", "output_throughput", "request_goodput", "attainment")
@@ -106,11 +105,5 @@ def _pair_ms(dist: Dist | None) -> str:
 
 def _promised(run: RunFigures) -> str:
     if run.slo is not None:
-        return slo_text(run.slo)
+        return run.slo.text
     return "-" if run.attainment is None and run.request_goodput is None else "by class, or not in the file"
-
-
-def slo_text(slo: StageSLO) -> str:
-    """E.g. `TTFT 500 ms, TPOT 50 ms`."""
-    limits = {"TTFT": slo.ttft_s, "TPOT": slo.tpot_s, "E2EL": slo.e2el_s}
-    return ", ".join(f"{name} {limit_s * 1000:g} ms" for name, limit_s in limits.items() if limit_s is not None)

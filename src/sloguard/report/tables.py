@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import PurePath
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -12,6 +13,7 @@ from sloguard.contract import Attained, Check
 from sloguard.optim.base import Goal
 from sloguard.slo import Judgement
 from sloguard.study.confirm import RUN_TO_RUN_NOISE
+from sloguard.study.header import Header
 from sloguard.study.results import Results, binding_check
 from sloguard.trial import Config, Crashed, Measured, Refused, Trial
 
@@ -29,7 +31,7 @@ def trial_line(trial: Trial, goal: Goal) -> Text:
         case Measured(summary=summary, verdict=verdict):
             remarks = [*_search_text(trial), *(check_text(check) for check in verdict.checks)]
             if verdict.attained:
-                remarks.append(attained_text(verdict.attained))
+                remarks.append(f"{verdict.attained.share:.1%} of requests as promised")
             if trial.recheck is not None:
                 remarks.append(f"trial {trial.recheck} measured again")
             if summary.completed < summary.offered:
@@ -93,17 +95,34 @@ def check_text(check: Check) -> str:
     return f"p{limit.quantile:g} {limit.metric.upper()} {measured} of {limit.limit_s * 1000:g} ms"
 
 
-def study_report(results: Results, simulated: bool) -> RenderableType:
+def study_report(header: Header, results: Results) -> RenderableType:
     """The end of a study: verdict, best beside default, crashes by cause, what to be wary of."""
-    parts: list[RenderableType] = [Text(""), verdict(results)]
-    if simulated:
-        parts.append(Text(SIMULATED, "dim"))
+    parts: list[RenderableType] = [Text(""), verdict(results), Text(f"Load: {load_text(header, results)}", "dim")]
+    if header.simulated:
+        parts.append(Text(simulated_text(header), "dim"))
     if results.best or results.closest:
         parts.append(_comparison(results))
     if results.crashes or results.avoided:
         parts.append(_crashes(results))
     parts += [Text(line, "yellow") for line in warnings_on(results)]
     return Group(*parts)
+
+
+def simulated_text(header: Header) -> str:
+    """What a reader of a simulation's figures must know first, and where its step times come from."""
+    source = header.engine.get("step_times")
+    return SIMULATED + (f" Step times: {source}." if source else "")
+
+
+def load_text(header: Header, results: Results) -> str:
+    """What was asked of the engine, e.g. `interactive, on average 615 tokens in and 370 out`."""
+    name = PurePath(header.spec.workload).name
+    summaries = (t.outcome.summary for t in results.trials if isinstance(t.outcome, Measured))
+    summary = next((one for one in summaries if one.completed), None)
+    if summary is None:
+        return name
+    means = (tokens / summary.completed for tokens in (summary.prompt_tokens, summary.output_tokens))
+    return "{}, on average {:.0f} tokens in and {:.0f} out".format(name, *means)
 
 
 def verdict(results: Results) -> Text:
@@ -118,18 +137,30 @@ def verdict(results: Results) -> Text:
         return Text(f"Measured one config: {score}.", "bold green")
     if default is best:
         why = "no config tried beats it beyond noise" if results.confirmed else "no config tried beats it"
-        return Text(f"Keep the default: {why} ({score}).", "bold green")
+        return Text(f"Keep the default: {why}. It serves {score}.{_rival_text(results)}", "bold green")
     if results.gain is None:
         check = binding_check(default)
         why = f"misses them ({check_text(check)})" if check else _why_not(default)
         return Text(f"Deploy trial {best.number}: {score}; the default {why}.", "bold green")
-    gain = f"{score}, {results.gain:+.1%} over the default"
-    if (interval := results.gain_interval) is not None:
-        gain += f" (95 % interval {interval[0]:+.1%} to {interval[1]:+.1%})"
-    elif results.gain < RUN_TO_RUN_NOISE:
+    gain = f"{score}, {results.gain:+.1%} over the default{_interval_text(results, best)}"
+    if results.gain_interval is None and results.gain < RUN_TO_RUN_NOISE:
         chance = "no more than runs differ by chance, so the default is as good a choice."
         return Text(f"Best: trial {best.number}, {gain}: {chance}", "bold green")
     return Text(f"Deploy trial {best.number}: {gain}.", "bold green")
+
+
+def _interval_text(results: Results, trial: Trial) -> str:
+    interval = results.interval_of(trial)
+    return "" if interval is None else f" (95 % interval {interval[0]:+.1%} to {interval[1]:+.1%})"
+
+
+def _rival_text(results: Results) -> str:
+    """How near the best other comes to a default that is kept."""
+    rival = results.rival
+    gain = results.gain_of(rival)
+    if rival is None or gain is None:
+        return ""
+    return f" The best other, trial {rival.number}, differs by {gain:+.1%}{_interval_text(results, rival)}."
 
 
 def _again(results: Results, trial: Trial) -> str:
@@ -177,6 +208,8 @@ def _comparison(results: Results) -> Table:
     table.add_column("")
     for name, _ in columns:
         table.add_column(name, justify="right")
+    if results.confirmed:
+        table.caption = "The objective is as measured again; what is below it as the search found it."
     for row, cells in zip(ROWS, zip(*(_figures(t, results) for _, t in columns), strict=True), strict=True):
         table.add_row(row, *cells)
     names = sorted({name for _, trial in columns for name in trial.config})

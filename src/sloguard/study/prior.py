@@ -15,8 +15,9 @@ import numpy as np
 
 from sloguard.engine.base import Facts
 from sloguard.errors import SpecError
-from sloguard.optim.base import Earlier, Problem
-from sloguard.optim.random import RandomSearch
+from sloguard.optim import OPTIMIZERS
+from sloguard.optim.base import Earlier, Optimizer, Problem
+from sloguard.registry import load
 from sloguard.sim.settings import KNOBS
 from sloguard.space.space import Space
 from sloguard.study.asking import CapacitySearch
@@ -74,11 +75,10 @@ class _DrawnThenSought:
     drawn: int
 
     def propose(self, history: Sequence[Trial], rng: np.random.Generator) -> Config:
-        from sloguard.optim.tpe import Tpe  # here: it takes half a second, and most commands rehearse nothing
-
         tried = len({trial.number for trial in history})  # what the guard turned down has that of a trial
-        way = RandomSearch(self.problem) if tried < self.drawn else Tpe(self.problem)
-        return way.propose(history, rng)
+        way = "random" if tried < self.drawn else "tpe"
+        optimizer: Optimizer = load(OPTIMIZERS, way, "--optimizer", "propose")(self.problem)
+        return optimizer.propose(history, rng)
 
 
 def rehearsal(study: Study) -> Study:

@@ -43,11 +43,21 @@ class Results:
         return self.goal.score(trial) if again is None else again
 
     @property
+    def rival(self) -> Trial | None:
+        """Where the default is kept: the best other of those that were measured again."""
+        others = [one for one in self.confirmed if one.mean is not None and one.trial is not self.default]
+        if self.best is None or self.best is not self.default:
+            return None
+        return max(others, key=lambda one: one.mean or 0.0).trial if others else None
+
+    @property
     def gain_interval(self) -> tuple[float, float] | None:
         """95 % interval of `gain`, where it was measured often enough."""
-        if self.best is None or self.default is None:
-            return None
-        return gain_interval(self.confirmed, self.best, self.default)
+        return self.interval_of(self.best)
+
+    def interval_of(self, trial: Trial | None) -> tuple[float, float] | None:
+        """As `gain_interval`, of another than the best."""
+        return None if trial is None or self.default is None else gain_interval(self.confirmed, trial, self.default)
 
     @property
     def default(self) -> Trial | None:
@@ -113,9 +123,13 @@ class Results:
         """Best over default as a ratio minus 1 (rate or goodput gained, or latency saved); None without a feasible
         default.
         """
-        if self.best is None or self.default is None or not self.default.feasible:
+        return self.gain_of(self.best)
+
+    def gain_of(self, trial: Trial | None) -> float | None:
+        """As `gain`, of another than the best."""
+        if trial is None or self.default is None or not self.default.feasible:
             return None
-        mine, theirs = self.score(self.best), self.score(self.default)
+        mine, theirs = self.score(trial), self.score(self.default)
         if mine is None or not theirs:
             return None
         return (mine - theirs) / abs(theirs)

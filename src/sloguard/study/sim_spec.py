@@ -9,7 +9,7 @@ from math import inf
 from typing import Any
 
 from sloguard.errors import SpecError
-from sloguard.slo import TpotRule
+from sloguard.slo import StageSLO, TpotRule
 from sloguard.study.choice import Choice
 from sloguard.trial import Value
 
@@ -56,6 +56,7 @@ class SimSpec:
     """One deployment under one load. Rates are not part of it: `capacity` looks for one.
 
     Where both `scenario` and `trace` are given, the trace says what comes and when, and the scenario what is promised.
+    `slo` is what every request is promised instead, in each of its stages.
     `max_model_len`, `max_num_seqs`, `num_requests`: None is a default that follows from model, GPU and load.
     """
 
@@ -65,6 +66,7 @@ class SimSpec:
     gpu: str
     scenario: str | None = None
     trace: str | None = None
+    slo: StageSLO | None = None
     num_requests: int | None = None
     best_effort_share: float = 0.0
     tpot_rule: TpotRule = TpotRule.DEADLINE
@@ -145,6 +147,9 @@ class SimSpec:
             raise SpecError("--max-num-batched-tokens", self.max_num_batched_tokens, problem, "Give as many.")
         if self.lengths not in LENGTHS:
             raise SpecError("--lengths", self.lengths, "no such estimate", f"Choose one of {', '.join(LENGTHS)}.")
+        if self.slo is not None and self.trace and self.scenario:
+            problem = f"{self.scenario} says what the requests of {self.trace} are promised"
+            raise SpecError("--slo", self.slo.text, problem, "Give one of --slo and --scenario.")
         if self.trace and self.best_effort_share:
             fix = "Drop one of them."
             raise SpecError("--best-effort-share", self.best_effort_share, "a --trace says itself who comes", fix)

@@ -31,10 +31,17 @@ from sloguard.sim.pools import Link, Pools, whole_prompts
 from sloguard.sim.replica import OnDecline, OnTokens, Planner, Replica
 from sloguard.sim.serve import Run, serve, simulate_cluster
 from sloguard.sim.settings import Settings, read_settings
-from sloguard.slo import NO_SLO, TpotRule
+from sloguard.slo import BEST_EFFORT, NO_SLO, StageSLO, TpotRule
 from sloguard.study.choice import Choice
 from sloguard.study.sim_spec import DISTSERVE, ENGINE_OPTIONS, SimSpec
-from sloguard.workload.scenarios import RATE_FLAG, Traced, resolve_slos, scenario_requests, trace_requests
+from sloguard.workload.scenarios import (
+    RATE_FLAG,
+    Traced,
+    resolve_slos,
+    scenario_named,
+    scenario_requests,
+    trace_requests,
+)
 
 ANY_RATE = 1.0  # requests/s, where it doesn't matter when requests come; lengths alone have no rate of their own
 MAX_MODEL_LEN = 8192  # where the user says nothing: no scenario asks for more
@@ -146,7 +153,12 @@ def _asked(spec: SimSpec, rate: float | None, seed: int, count: int | None) -> T
     longest = machine_of(spec).settings.max_model_len
     if spec.trace:
         return trace_requests(
-            spec.trace, rate=rate, num_requests=count, seed=seed, slo=spec.scenario, max_total_tokens=longest
+            spec.trace,
+            rate=rate,
+            num_requests=count,
+            seed=seed,
+            slo=spec.slo or spec.scenario,
+            max_total_tokens=longest,
         )
     assert spec.scenario is not None, "SimSpec.check"
     assert count is not None, "only a trace says itself how long it is"
@@ -158,7 +170,13 @@ def _asked(spec: SimSpec, rate: float | None, seed: int, count: int | None) -> T
         max_total_tokens=longest,
         best_effort_share=spec.best_effort_share,
     )
-    return Traced(requests, 0)
+    return Traced(requests if spec.slo is None else [_promised(each, spec.slo) for each in requests], 0)
+
+
+def _promised(request: Request, slo: StageSLO) -> Request:
+    if request.slo_class == BEST_EFFORT:
+        return request
+    return replace(request, stages=tuple(replace(stage, slo=slo) for stage in request.stages))
 
 
 def enough_requests(spec: SimSpec) -> int:
@@ -228,7 +246,9 @@ def check_search(spec: SimSpec) -> None:
     if (spec.scenario is None or spec.best_effort_share) and _promises_nothing(requests_of(spec, ANY_RATE, 0)):
         problem = "promises nothing, so every rate passes"
         if spec.trace:
-            raise SpecError("--trace", spec.trace, problem, "Add --scenario S for S's promises.")
+            raise SpecError(
+                "--trace", spec.trace, problem, "Add --scenario S for S's promises, or --slo, e.g. --slo ttft=500."
+            )
         raise SpecError("--best-effort-share", spec.best_effort_share, problem, "Give less.")
 
 
@@ -241,6 +261,7 @@ def notes_on(specs: Sequence[SimSpec], rate: float | None = None) -> list[str]:
     """What a reader of the figures has to know of how they came about."""
     notes = ["Simulated engines: figures are a model's, times are virtual."]
     notes += [f"Step times: {step_times(spec)}." for spec in specs]
+    notes += [f"Promised by {text}." for spec in specs if (text := _promise_text(spec))]
     for spec in specs:
         asked = requests_of(spec, rate, 0)
         if asked.dropped:
@@ -250,6 +271,13 @@ def notes_on(specs: Sequence[SimSpec], rate: float | None = None) -> list[str]:
         if _promises_nothing(asked):
             notes.append(f"No request of {spec.workload} is promised anything: each that completes counts as kept.")
     return list(dict.fromkeys(notes))
+
+
+def _promise_text(spec: SimSpec) -> str:
+    """Of a trace the promises are its own."""
+    if spec.slo is not None:
+        return f"--slo: {spec.slo.text}"
+    return "; ".join(app.promised for app in scenario_named(spec.scenario).applications) if spec.scenario else ""
 
 
 def _promises_nothing(asked: Traced) -> bool:

@@ -132,6 +132,11 @@ class Application:
     def first_slo(self) -> StageSLO:
         return self.slos[self.turns.kinds[0]]
 
+    @property
+    def promised(self) -> str:
+        """In words; of one kind of stage after the other, where they differ."""
+        return f"{self.name}: {', then '.join(dict.fromkeys(slo.text for slo in self.slos.values()))}"
+
     def draw(self, rng: np.random.Generator, n: int, max_total_tokens: int | None = None) -> list[tuple[Stage, ...]]:
         """[n] requests of at most the application's own limit and, where given, `max_total_tokens`. A longer run
         begins with the shorter one.

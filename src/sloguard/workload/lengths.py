@@ -171,20 +171,6 @@ class Conditional:
         return np.stack([self.prompt.quantile(u[:, 0]), output], axis=1)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Empirical:
-    """Recorded pairs [m, 2], drawn whole (prompt and output stay together) and with replacement."""
-
-    tokens: Tokens
-
-    def __post_init__(self) -> None:
-        if self.tokens.ndim != 2 or self.tokens.shape[1] != 2 or not len(self.tokens) or self.tokens.min() < 1:
-            raise SpecError("recorded lengths", self.tokens.shape, "needs [m, 2] positive counts", "Give m >= 1 pairs.")
-
-    def draw(self, rng: np.random.Generator, n: int) -> Tokens:
-        return self.tokens[(rng.random(n) * len(self.tokens)).astype(np.int64)]
-
-
 def _check_range(field: str, low: int, high: int) -> None:
     if not 1 <= low <= high:
         raise SpecError(field, (low, high), "not a range of at least 1 token", "Give 1 <= low <= high.")

@@ -29,7 +29,7 @@ from sloguard.slo import BEST_EFFORT, NO_SLO, StageSLO
 from sloguard.workload import figures
 from sloguard.workload.applications import APPLICATIONS, Application
 from sloguard.workload.arrivals import Constant, Gamma, Hyperexponential, OnOff, Poisson, Replay, Scaling, check_rate
-from sloguard.workload.lengths import Empirical, Independent, Lengths, Quantiles
+from sloguard.workload.lengths import Independent, Lengths, Quantiles
 from sloguard.workload.traces import DEFAULT_CLASS, Row, Trace, read_trace
 
 Process = Poisson | Gamma | Constant | OnOff | Hyperexponential
@@ -350,7 +350,10 @@ def _resampled(
         raise SpecError(rate_flag, rate, problem, "State the rate in requests per second, or inf.")
     if n is None:
         raise SpecError("--num-requests", n, problem, "State how many requests to draw.")
-    return _drawn(_at_rate(arrivals or Poisson(1.0), rate), Empirical(trace.tokens()), n, seed)
+    times_s = _at_rate(arrivals or Poisson(1.0), rate).times(stream(seed, "arrivals"), n)
+    index = (stream(seed, "lengths").random(n) * len(trace.rows)).astype(int)  # whole, and with replacement
+    rows: list[int] = index.tolist()
+    return [trace.rows[i]._replace(arrival_s=at_s) for i, at_s in zip(rows, times_s.tolist(), strict=True)]
 
 
 def _check_classes(classes: Sequence[SloClass]) -> None:
