@@ -36,7 +36,8 @@ class SpecError(SloguardError):
 
     def __init__(self, field: str, value: object, problem: str, fix: str) -> None:
         self.field, self.value, self.problem, self.fix = field, value, problem, fix
-        super().__init__(f"{field} = {value!r}: {problem}. {fix}")
+        given = field if value is None else f"{field} = {value!r}"
+        super().__init__(f"{given}: {problem}. {fix}")
 
 
 class PolicyError(SloguardError):

@@ -126,7 +126,7 @@ ASKED = SimOptions(
     ("changes", "says"),
     [
         ({"num_requests": 200}, "--num-requests = 200: the search in {out} has 60. Resume with that, or"),
-        ({"num_requests": None}, "--num-requests = None: the search in {out} has 60."),
+        ({"num_requests": None}, "--num-requests: the search in {out} has 60."),
         ({"scenario": "coder,chatbot"}, "--scenario = 'coder,chatbot': the search in {out} has 'coder'."),
         ({"policy": "distserve,vllm"}, "--policy = 'distserve,vllm': the search in {out} has 'vllm,distserve'."),
         ({"policy": "vllm:max_num_seqs=8,distserve"}, "--policy = 'vllm:max_num_seqs=8,distserve': "),

@@ -155,7 +155,9 @@ def hub_check() -> Check:
 
 
 def _table(checks: list[Check]) -> Table:
-    table = Table("check", "", "found", "fix", title="sloguard doctor", title_justify="left")
+    table = Table("check", "", title="sloguard doctor", title_justify="left")
+    for name in ("found", "fix"):
+        table.add_column(name, overflow="fold")  # a path that is cut is no fix
     for check in checks:
         state = f"[{STYLES[check.state]}]{check.state}[/]"
         table.add_row(escape(check.name), state, escape(check.found), escape(check.fix))

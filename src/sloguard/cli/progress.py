@@ -13,6 +13,7 @@ from rich.text import Text
 
 from sloguard.optim.base import Goal, best
 from sloguard.report.tables import score_text, trial_line
+from sloguard.study.confirm import explored
 from sloguard.trial import Crashed, Proposal, Trial
 
 WIDTH_OFF_TERMINAL = 160  # a log file or a pipe has no width of its own; 80 columns would cut what matters
@@ -44,7 +45,7 @@ class StudyProgress:
         self._console = plain_console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
         self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
-        self._task = self._bar.add_task("", total=budget, completed=len(trials))
+        self._task = self._bar.add_task("", total=budget, completed=len(explored(trials)))
         self._phase = ""
 
     def __enter__(self) -> Self:
@@ -69,7 +70,7 @@ class StudyProgress:
     def finished(self, trial: Trial) -> None:
         self._trials.append(trial)
         self._console.print(trial_line(trial, self._goal), highlight=False)
-        self._bar.update(self._task, completed=len(self._trials))
+        self._bar.update(self._task, completed=len(explored(self._trials)))
 
     def _show(self, what: str) -> None:
         incumbent = best(self._trials, self._goal)

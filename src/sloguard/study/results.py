@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from sloguard.contract import Check
 from sloguard.optim.base import Goal, best
 from sloguard.study.confirm import Confirmed, chosen, confirmed, explored, gain_interval
-from sloguard.trial import Crashed, Measured, Refused, Trial, Value
+from sloguard.trial import Config, Crashed, Measured, Refused, Trial, Value
 
 EQUAL = {("quantization", "fp16", None)}  # (knob, asked, ran): the paper's word for "not quantised"
 
@@ -95,17 +95,22 @@ class Results:
         """Configs that the guard kept from crashing an engine."""
         return sum(len(t.avoided) + isinstance(t.outcome, Refused) for t in self.trials)
 
+    def ran_instead(self, name: str) -> tuple[Value, Value] | None:
+        """What was asked of a knob of `not_applied`, and what ran, the first time."""
+        return next(((asked, ran) for knob, asked, ran in self._overridden() if knob == name), None)
+
     @property
     def not_applied(self) -> dict[str, int]:
         """Knobs that the engine overrode, with the number of trials: what was asked for is not what ran."""
-        found: Counter[str] = Counter()
+        return dict(Counter(name for name, _, _ in self._overridden()))
+
+    def _overridden(self) -> Iterator[tuple[str, Value, Value]]:
+        """Knob, value asked and value that ran, trial by trial."""
         for trial in self.trials:
-            if isinstance(trial.outcome, Measured):
-                ran = trial.outcome.effective
-                found.update(
-                    name for name, asked in trial.config.items() if name in ran and not _same(name, asked, ran[name])
-                )
-        return dict(found)
+            ran = trial.outcome.effective if isinstance(trial.outcome, Measured) else Config()
+            for name, asked in trial.config.items():
+                if name in ran and not _same(name, asked, ran[name]):
+                    yield name, asked, ran[name]
 
     @property
     def notes(self) -> dict[str, int]:

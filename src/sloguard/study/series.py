@@ -80,6 +80,8 @@ def read_series(path: Path) -> Series:
     except ValidationError as error:
         first = error.errors()[0]
         problem, fix = first["msg"].lower(), "See docs/comparing.md for what such a file holds."
+        if first["type"] == "extra_forbidden":
+            problem, fix = "is nothing that such a file has", f"It has {', '.join(_File.model_fields)}."
         raise SpecError(f"{path}: {_where(told, first['loc'])}", first["input"], problem, fix) from error
     seeds = list(range(read.seeds)) if isinstance(read.seeds, int) else read.seeds
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
