@@ -135,6 +135,13 @@ def test_what_is_drawn_of_many_runs_is_said() -> None:
     assert "r1.json" not in ttft.label
 
 
+def test_what_was_emulated_is_said_before_any_figure() -> None:
+    told = "the server emulates H100: figures are a model's, none was measured on a GPU"
+    page = load_page([replace(one(OWN), notes=("another", told)), one(OWN)])
+    assert told in page.verdict.notices
+    assert "another" not in page.verdict.notices
+
+
 def test_files_with_like_names_have_figures_of_their_own() -> None:
     runs = [replace(one(OWN), file=name) for name in ("run_1.json", "run-1.json")]
     names = [figure.name for figure in load_page([held_against(run, PROMISED) for run in runs]).figures]

@@ -82,9 +82,7 @@ def vllm_check(engine_python: str | None) -> Check:
         install = find_vllm(engine_python)
     except SpecError as error:
         found = f"{error.value}: {error.problem}"
-        return Check(
-            "vLLM", "missing", found, f"{error.fix} --engine sim needs none", essential=engine_python is not None
-        )
+        return Check("vLLM", "missing", found, error.fix, essential=engine_python is not None)
     build = "CPU build" if install.device == "cpu" else "GPU build"
     where = f"Python {install.python_version} at {install.python}"
     return Check("vLLM", "ok", f"{install.distribution} {install.version} ({build}), {where}")

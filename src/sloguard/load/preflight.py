@@ -9,6 +9,7 @@ from time import perf_counter
 from sloguard.errors import SpecError
 from sloguard.load.client import Client, Exchange
 from sloguard.load.prompts import render_stages
+from sloguard.load.run_figures import EMULATES
 from sloguard.load.target import Abilities, Target
 from sloguard.load.tokens import Counting, error_message
 from sloguard.request import End, Request, Stage
@@ -57,7 +58,7 @@ def preflight(client: Client, target: Target, seed: int) -> tuple[Abilities, tup
                 found = replace(found, token_ids=True)
         notes = [] if found.forced_lengths else [f"output lengths not forced: the server refused to ({refusal})"]
         if (gpu := probe.reader.headers.get(EMULATED)) is not None:
-            notes.append(f"the server emulates {gpu}: figures are a model's, none was measured on a GPU")
+            notes.append(f"{EMULATES} {gpu}: figures are a model's, none was measured on a GPU")
         return found, tuple(notes)
     raise SpecError("--model", target.model, f"the server rejects a plain request: {refusal}", "See the server's API.")
 

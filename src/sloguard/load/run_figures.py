@@ -13,6 +13,7 @@ from sloguard.request import End
 from sloguard.slo import NO_SLO, Judgement, StageSLO, TpotRule
 
 CLIENT_LIMITED = "CLIENT-LIMITED: the client lagged, so the figures measure the client as much as the server"
+EMULATES = "the server emulates"  # a GPU: what a note that says so begins with
 TOLD_GOODPUT = "goodput and attainment are as the tool told them, by its own latencies"
 
 Floats = NDArray[np.float64]

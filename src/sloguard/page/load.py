@@ -8,7 +8,7 @@ from pathlib import PurePath
 
 import numpy as np
 
-from sloguard.load.run_figures import CLIENT_LIMITED, Requests, RunFigures, judgements
+from sloguard.load.run_figures import CLIENT_LIMITED, EMULATES, Requests, RunFigures, judgements
 from sloguard.metrics import Dist
 from sloguard.page.canvas import plain
 from sloguard.page.figures import quantiles
@@ -57,7 +57,8 @@ def _named(runs: Sequence[RunFigures]) -> dict[str, RunFigures]:
 def _verdict(runs: Runs) -> Verdict:
     served = any(run.completed and (run.attainment is None or run.attainment >= ENOUGH) for run in runs.values())
     tone = "good" if served else "bad"
-    notices = (CLIENT_LIMITED,) if any(CLIENT_LIMITED in run.notes for run in runs.values()) else ()
+    loud = (note for run in runs.values() for note in run.notes if note.startswith((CLIENT_LIMITED, EMULATES)))
+    notices = tuple(dict.fromkeys(loud))
     if len(runs) > 1:
         tiles = tuple(_main_tile(name, run) for name, run in runs.items())
         return Verdict(tone, f"{len(runs)} load tests", "Side by side below.", tiles, notices)
