@@ -126,6 +126,8 @@ def progress(
                 label="best so far",
             )
         dots(axes, ink, trials, POINT)
+        if all(float(one.x).is_integer() for one in trials):
+            axes.locator_params(axis="x", integer=True)  # there is no trial 1.5
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         _room(axes, [one.y for one in trials if one.y is not None])
