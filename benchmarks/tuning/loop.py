@@ -116,13 +116,13 @@ def _memory_dir() -> str | None:
     return str(shared) if shared.is_dir() else None
 
 
-def leaders(trials: Sequence[Trial]) -> list[int | None]:
+def leaders(trials: Sequence[Trial], goal: Goal = GOAL) -> list[int | None]:
     """The number of the best after each trial, as a study that ends there would have it; those that measured again at
     the end change nothing.
     """
     found: list[int | None] = []
     for count in range(1, len(trials) + 1):
-        leader = best(explored(trials[:count]), GOAL)
+        leader = best(explored(trials[:count]), goal)
         found.append(leader.number if leader else None)
     return found
 
