@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from result_files import OWN, PROMISED, VLLM, one
+from simulated_files import COMMANDS, save
 from sloguard.load.run_figures import held_against
 from sloguard.page.load import load_page
 from sloguard.page.page import render
@@ -44,7 +45,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {name: directory / f"{name}.html" for name in PAGES}
     for name, path in made.items():
         path.write_text(render(PAGES[name]()), encoding="utf-8")
-    return made
+    return made | {name: path.with_suffix(".html") for name, path in save(directory).items()}
 
 
 @pytest.fixture
@@ -135,7 +136,7 @@ def test_the_command_can_be_copied(opened: Any) -> None:
     assert opened.evaluate("navigator.clipboard.readText()") == "vllm serve --config study/best.yaml"
 
 
-VIEWS = [(name, scheme, width) for name in PAGES for scheme in ("light", "dark") for width in (1280, 400)]
+VIEWS = [(name, scheme, width) for name in (*PAGES, *COMMANDS) for scheme in ("light", "dark") for width in (1280, 400)]
 
 
 @pytest.mark.parametrize("opened", VIEWS, indirect=True, ids=["-".join(map(str, view)) for view in VIEWS])

@@ -3,40 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sloguard.cli.app import main
+from simulated_files import run, save
 from sloguard.errors import SpecError
 from sloguard.page.page import Page, Table, render
 from sloguard.page.simulated import simulated_page
 from sloguard.study.sim_rows import simulated_rows
 
-LOAD = ["--scenario", "coder", "--policy", "vllm,sloguard", "--model", "meta-llama/Llama-3.1-8B", "--gpu", "A100-40GB"]
-LOAD += ["--num-requests", "40"]
-
-
-def run(*words: str) -> None:
-    argv, sys.argv = sys.argv, ["sloguard", *words]
-    try:
-        with pytest.raises(SystemExit) as stop:
-            main()
-    finally:
-        sys.argv = argv
-    assert not stop.value.code
-
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    directory = tmp_path_factory.mktemp("simulated")
-    files = {name: directory / f"{name}.json" for name in ("simulate", "capacity")}
-    pages = {name: ["--json", str(path), "--report", str(path.with_suffix(".html"))] for name, path in files.items()}
-    run("simulate", *LOAD, "--rate", "2", "--seeds", "2", *pages["simulate"])
-    run("capacity", *LOAD, "--tolerance", "0.5", "--jobs", "1", *pages["capacity"])
-    return files
+    return save(tmp_path_factory.mktemp("simulated"))
 
 
 def rows_of(path: Path) -> list[Any]:
