@@ -171,15 +171,15 @@ def _check_sendable(requests: Sequence[Request], *, promised: bool) -> None:
 
 def _check_files(json_file: Path | None, save_vllm_json: Path | None, report: Path | None) -> None:
     """Before anything is sent: a run takes long, and what it measured must not be lost for a mistyped path."""
-    given = {"--json": json_file, "--save-vllm-json": save_vllm_json, "--report": report}
-    fields = [field for field, path in given.items() if path is not None]
-    for one, other in combinations(fields, 2):
+    asked = {"--json": json_file, "--save-vllm-json": save_vllm_json, "--report": report}
+    given = {field: path for field, path in asked.items() if path is not None}
+    for one, other in combinations(given, 2):
         if given[one] == given[other]:
             raise SpecError(other, str(given[other]), f"is the file of {one}, too", "Give two files.")
     if report == STDOUT:
         raise SpecError("--report", str(report), "a page is a file", "Name one, e.g. --report load.html.")
-    for field in fields:
-        if (path := given[field]) is not None and path != STDOUT:
+    for field, path in given.items():
+        if path != STDOUT:
             check_writable(field, path)
 
 

@@ -26,8 +26,12 @@ class Objective:
         """In `read_in`."""
         return self.natural(score) * self.factor
 
+    def number(self, natural: float, sign: str = "") -> str:
+        """Of a figure in `unit`, or a difference of two (`sign` as in a format), as it is read, without its unit."""
+        return f"{natural * self.factor:{sign}.{self.digits}f}"
+
     def text(self, score: float) -> str:
-        return f"{self.shown(score):.{self.digits}f} {self.read_in}"
+        return f"{self.number(self.natural(score))} {self.read_in}"
 
 
 OBJECTIVES = {

@@ -29,7 +29,7 @@ STILL_HERE_S = 15.0  # proxies close what is silent for longer
 State = tuple[tuple[int, int] | None, ...]
 
 
-def watch_app(directory: Path, host: str, api_key: str | None = None, ended: Callable[[], bool] = bool) -> FastAPI:
+def watch_app(directory: Path, host: str, api_key: str | None, ended: Callable[[], bool]) -> FastAPI:
     """Serves the study in `directory`, which need not have begun, to who brings the key: `?key=` or a bearer token.
     On a loopback `host` other names of it are refused, so that no page from elsewhere can read this one. Those who
     listen for changes are let go once `ended` says so.

@@ -18,7 +18,7 @@ def axis(goal: Goal) -> str:
 
 
 def number_text(score: float, goal: Goal) -> str:
-    return f"{goal.told.shown(score):.{goal.told.digits}f}"
+    return goal.told.number(goal.told.natural(score))
 
 
 def ms_text(seconds: float) -> str:

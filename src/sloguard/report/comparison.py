@@ -83,11 +83,10 @@ def _test_row(versus: Versus, objective: str) -> Row:
 
 
 def _figure(value: float, measure: str, objective: str, *, signed: bool = False) -> str:
-    scale = OBJECTIVES[objective]
     sign = "+" if signed else ""
     if measure in DIGITS:
         return f"{value:{sign}.{DIGITS[measure]}f}"
-    return f"{value * scale.factor:{sign}.{scale.digits}f}"
+    return OBJECTIVES[objective].number(value, sign)
 
 
 def _spread_text(group: Group, measure: str, objective: str) -> str:
@@ -122,7 +121,7 @@ def _how_read(comparison: Comparison) -> list[str]:
     scale = OBJECTIVES[comparison.objective]
     lines: list[str] = []
     if comparison.fast_at is not None:
-        bar = f"{comparison.fast_at * scale.factor:.{scale.digits}f} {scale.read_in}"
+        bar = f"{scale.number(comparison.fast_at)} {scale.read_in}"
         lines.append(f"Fast: within limits and at {FAST:g} of the best of all ({bar}) or better.")
     if comparison.tests:
         paired = {versus.paired for versus in comparison.tests}

@@ -1,6 +1,7 @@
 """The study log: JSON lines (`study.jsonl`), a header and then a line a trial, on disk before the next trial starts.
 
-line 1      {"kind": "header", "schema": 1, "spec": {...}, "spec_digest": ..., "sloguard": ..., "engine": {...}}
+line 1      {"kind": "header", "schema": 1, "spec": {...}, "spec_digest": ..., "sloguard": ..., "model": ...,
+             "engine": {...}}
 line 2...   {"kind": "trial", "number": 1, "proposed": {...}, "config": {...}, "outcome": {...}, "cost_s": ...}
 
 Where several trials run at a time, a line with its proposal comes before each starts, and trials come as they end:

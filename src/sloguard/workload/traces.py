@@ -83,10 +83,6 @@ class Trace:
         """[n] seconds; only of a timed trace."""
         return np.array([row.arrival_s for row in self.rows], dtype=np.float64)
 
-    def tokens(self) -> NDArray[np.int64]:
-        """[n, 2] input and output tokens."""
-        return np.array([(row.input_tokens, row.output_tokens) for row in self.rows], dtype=np.int64)
-
 
 @dataclass(frozen=True, slots=True)
 class Record:
