@@ -10,8 +10,9 @@ import pytest
 
 from optim import planted
 from sloguard.optim.base import Earlier, Goal, Problem
-from sloguard.optim.guided import DRAWN, Guided
-from sloguard.optim.lessons import costs, starts, survives, values
+from sloguard.optim.guided import DRAWN, MISLED, SCORE, Guided
+from sloguard.optim.lessons import Lesson, costs, starts, survives, values
+from sloguard.optim.sources import TRUST, belief, learnt
 from sloguard.rng import stream
 from sloguard.space.knobs import Categorical, Int
 from sloguard.space.space import Space
@@ -103,6 +104,32 @@ def test_without_a_source_the_first_configs_are_drawn_over_the_space_and_not_aro
 
     assert proposed(DRAWN - 1, rising=True) == proposed(DRAWN - 1, rising=False)
     assert proposed(DRAWN, rising=True) != proposed(DRAWN, rising=False)
+
+
+@pytest.mark.parametrize(("told", "draws"), [(negated, True), (planted.smooth, False)], ids=["wrong", "right"])
+def test_where_the_source_turns_out_wrong_configs_are_drawn_as_if_there_was_none(
+    told: planted.Evaluate, draws: bool
+) -> None:
+    known = [START, *(planted.SPACE.sample(stream(7, "drawn", n)) for n in range(1, 5))]
+    history = [Trial(n, c, c, planted.smooth(c), 60.0) for n, c in enumerate(known, start=1)]
+    alone, misled = (
+        Guided(replace(planted.problem(), earlier=earlier)).propose(history, stream(1, "propose"))
+        for earlier in ((), (source(told),))
+    )
+    assert (misled == alone) == draws
+
+
+def test_the_farther_the_first_score_is_from_what_a_source_foretold_the_less_that_is_believed() -> None:
+    at = [START]
+    foretold = learnt(at, [Lesson(0, 1.0)], SCORE, planted.SPACE)
+    assert foretold is not None
+
+    def disbelief(y: float) -> float:
+        return float(belief(at, [Lesson(0, y)], SCORE, planted.SPACE, [foretold]).weights[0])
+
+    assert disbelief(1.0) < 1 - TRUST
+    assert disbelief(1.0) < disbelief(0.5) < disbelief(0.0) < disbelief(-1.5)
+    assert disbelief(-1.5) > MISLED
 
 
 def searched(*legs: Leg, to_beat: float | None = None) -> Trial:

@@ -9,6 +9,7 @@ keep the SLOs, less the price of a crash, among configs drawn over the space, ar
 each source and around the engine's default. One that is more likely to crash than not comes after all others. Where
 memory ran out (`edges.py`) that is taken as the reason, and the beliefs in starting and surviving are of other crashes.
 Where no source knows a score, the first configs are drawn over the space: a search from the default stays near it.
+So are the next ones where the sources turn out to be wrong: all that is known then is where they led.
 Expected improvement settles near the best by itself: a gain of less than a crash's price is not worth a risk.
 """
 
@@ -38,6 +39,7 @@ LABEL_SD = 0.4  # how sharply a label's process tells failing from running
 LEAST_CHANCE = 0.5  # of running; less comes after all others
 
 DRAWN = 7  # configs, the default included, before the search begins where no source knows a score
+MISLED, DRAWN_MISLED = 0.8, 10  # the chance that no source is right, from which it draws; trials, until which it does
 UNIFORM, NEAR, FINALISTS = 200, 40, 48
 CLIMBS, CLIMBERS, STEPS_OUT = 3, 6, 8  # rounds uphill, from how many configs, to how many around each
 MOST_MOVES = 4  # knobs at a time
@@ -83,8 +85,9 @@ class Guided:
             suffices = np.prod([np.ones(len(configs)), *(edge.keeps(at) for edge in memory)], axis=0)
             return _worth(Points.of(configs, self.problem.space), beliefs, to_beat, suffices)
 
-        knows = self.sources.get("score") or len(trials) >= DRAWN
-        ranked = self._ranked(trials, rng, scored) if knows else self._drawn(rng, scored)
+        knows = len(trials) >= (DRAWN_MISLED if self.sources.get("score") else DRAWN)
+        told = self.sources.get("score") and beliefs["score"].weights[0] < MISLED
+        ranked = self._ranked(trials, rng, scored) if knows or told else self._drawn(rng, scored)
         return first_fresh(self.problem, history, rng, ranked)
 
     def _asked(self, trials: Sequence[Trial]) -> dict[str, tuple[Question, list[Lesson]]]:

@@ -65,11 +65,11 @@ def belief(
     at: Sequence[Config], lessons: Sequence[Lesson], question: Question, space: Space, sources: Sequence[Gp]
 ) -> Belief:
     """`at` is where the trials lie that taught the lessons."""
-    alone = _process(at, lessons, question.scales, space, None, question.prior)
-    beside = [
-        _process(at, lessons, question.beside_source, space, source, None if question.prior is None else 0.0)
-        for source in sources
-    ]
+    scales = question.scales
+    if sources and question.prior is None:  # else it would foretell the first value better than any source could
+        scales = replace(scales, shift=SHIFT)
+    alone = _process(at, lessons, scales, space, None, question.prior)
+    beside = [_process(at, lessons, question.beside_source, space, source, 0.0) for source in sources]
     prior = [1 - TRUST, *[TRUST / len(sources)] * len(sources)] if sources else [1.0]
     processes = (alone, *beside)
     log_weights = np.log(prior) + np.array([p.evidence for p in processes])
