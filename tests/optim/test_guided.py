@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +10,7 @@ import pytest
 
 from optim import planted
 from sloguard.optim.base import Earlier, Goal, Problem
-from sloguard.optim.guided import DRAWN, MISLED, SCORE, Guided
+from sloguard.optim.guided import DRAWN, DRAWN_MISLED, MISLED, SCORE, Guided
 from sloguard.optim.lessons import Lesson, costs, starts, survives, values
 from sloguard.optim.sources import TRUST, belief, learnt
 from sloguard.rng import stream
@@ -32,6 +32,30 @@ def negated(config: Config) -> Outcome:
 def source(evaluate: Callable[[Config], Outcome], space: Space = planted.SPACE, n: int = 80) -> Earlier:
     configs = [space.sample(stream(3, "source", i)) for i in range(n)]
     return Earlier("another", [Trial(i, c, c, evaluate(c), 1.0) for i, c in enumerate(configs, start=1)])
+
+
+def scaled(factor: float) -> planted.Evaluate:
+    def evaluate(config: Config) -> Outcome:
+        outcome = planted.smooth(config)
+        assert isinstance(outcome, Measured)
+        return planted.measured(factor * outcome.summary.token_goodput, 0.3)
+
+    return evaluate
+
+
+def drawn(count: int) -> list[Trial]:
+    configs = [START, *(planted.SPACE.sample(stream(7, "drawn", n)) for n in range(1, count))]
+    return [Trial(n, c, c, planted.smooth(c), 60.0) for n, c in enumerate(configs, start=1)]
+
+
+def draws(history: Sequence[Trial], *told: planted.Evaluate) -> bool:
+    """Whether it proposes what it would have drawn without a source, of a study that is not done with drawing."""
+    earlier = tuple(source(evaluate) for evaluate in told)
+    proposed, first = (
+        Guided(replace(planted.problem(), earlier=among)).propose(trials, stream(1, "propose"))
+        for among, trials in ((earlier, history), ((), history[:1]))
+    )
+    return proposed == first
 
 
 def bests(evaluate: planted.Evaluate, seed: int, *earlier: Earlier, trials: int = 12) -> list[float]:
@@ -96,9 +120,8 @@ def test_without_a_source_the_first_configs_are_drawn_over_the_space_and_not_aro
     """Whatever the default is worth; once enough are known, that counts."""
 
     def proposed(after: int, rising: bool) -> Config:
-        draws = [START, *(planted.SPACE.sample(stream(7, "drawn", n)) for n in range(1, after))]
         history = [
-            Trial(n, c, c, planted.measured(n if rising else 1 / n, 0.3), 60.0) for n, c in enumerate(draws, start=1)
+            replace(t, outcome=planted.measured(t.number if rising else 1 / t.number, 0.3)) for t in drawn(after)
         ]
         return Guided(planted.problem(budget=15)).propose(history, stream(1, "propose"))
 
@@ -106,17 +129,37 @@ def test_without_a_source_the_first_configs_are_drawn_over_the_space_and_not_aro
     assert proposed(DRAWN, rising=True) != proposed(DRAWN, rising=False)
 
 
-@pytest.mark.parametrize(("told", "draws"), [(negated, True), (planted.smooth, False)], ids=["wrong", "right"])
-def test_where_the_source_turns_out_wrong_configs_are_drawn_as_if_there_was_none(
-    told: planted.Evaluate, draws: bool
+@pytest.mark.parametrize("count", [2, 5, DRAWN_MISLED - 1])
+def test_where_no_source_turns_out_right_configs_are_drawn_as_if_there_was_none(count: int) -> None:
+    assert draws(drawn(count), negated)
+
+
+def test_a_search_that_was_misled_begins_in_the_end() -> None:
+    assert not draws(drawn(DRAWN_MISLED), negated)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize(
+    "told",
+    [(planted.smooth,), (scaled(5.0),), (scaled(0.2),), (negated, planted.smooth)],
+    ids=["right", "five times as fast", "five times as slow", "right beside a wrong one"],
+)
+def test_a_source_is_followed_that_is_right_about_all_but_the_level(
+    told: tuple[planted.Evaluate, ...], count: int
 ) -> None:
-    known = [START, *(planted.SPACE.sample(stream(7, "drawn", n)) for n in range(1, 5))]
-    history = [Trial(n, c, c, planted.smooth(c), 60.0) for n, c in enumerate(known, start=1)]
-    alone, misled = (
-        Guided(replace(planted.problem(), earlier=earlier)).propose(history, stream(1, "propose"))
-        for earlier in ((), (source(told),))
-    )
-    assert (misled == alone) == draws
+    assert not draws(drawn(count), *told)
+
+
+def test_as_long_as_nothing_has_a_goodput_a_source_is_followed() -> None:
+    history = [replace(trial, outcome=planted.measured(0.0, 0.3)) for trial in drawn(2)]
+    good = source(planted.smooth)
+    at = [trial.config for trial in good.trials]
+    foretold = learnt(at, values(good.trials, Goal()), SCORE, planted.SPACE)
+    assert foretold is not None
+    told = belief([t.config for t in history], values(history, Goal()), SCORE, planted.SPACE, [foretold])
+    assert told.weights[0] == pytest.approx(1 - TRUST)
+    proposed = Guided(replace(planted.problem(), earlier=(good,))).propose(history, stream(1, "propose"))
+    assert (Goal().score(Trial(3, proposed, proposed, planted.smooth(proposed), 60.0)) or 0.0) > 85.0
 
 
 def test_the_farther_the_first_score_is_from_what_a_source_foretold_the_less_that_is_believed() -> None:

@@ -9,7 +9,7 @@ keep the SLOs, less the price of a crash, among configs drawn over the space, ar
 each source and around the engine's default. One that is more likely to crash than not comes after all others. Where
 memory ran out (`edges.py`) that is taken as the reason, and the beliefs in starting and surviving are of other crashes.
 Where no source knows a score, the first configs are drawn over the space: a search from the default stays near it.
-So are the next ones where the sources turn out to be wrong: all that is known then is where they led.
+So are the next ones where no source turns out to be right about it: all that is known then is where they led.
 Expected improvement settles near the best by itself: a gain of less than a crash's price is not worth a risk.
 """
 
@@ -32,14 +32,15 @@ from sloguard.space.space import Space
 from sloguard.trial import Config, Measured, Trial, Value
 
 SCORE = Question(Scales(spread=0.4, noise=0.03, shift=0.4))
-RUNS = Question(Scales(spread=0.7, noise=0.3, shift=0.4, joint=0.7), prior=0.8)
-MISS = Question(Scales(spread=0.7, noise=0.1, shift=0.7))
+RUNS = Question(Scales(spread=0.7, noise=0.3, shift=0.4, joint=0.7), level=0.2, prior=0.8)
+MISS = Question(Scales(spread=0.7, noise=0.1, shift=0.7), level=3.0)  # a little slower, and a queue misses by 30 times
 COST = Question(Scales(spread=0.3, noise=0.1, shift=0.5))
 LABEL_SD = 0.4  # how sharply a label's process tells failing from running
 LEAST_CHANCE = 0.5  # of running; less comes after all others
 
 DRAWN = 7  # configs, the default included, before the search begins where no source knows a score
-MISLED, DRAWN_MISLED = 0.8, 10  # the chance that no source is right, from which it draws; trials, until which it does
+MISLED = 0.8  # the chance that no source is right about the score, from which configs are drawn
+DRAWN_MISLED = 10  # trials from which it searches even so: more than `DRAWN`, for it takes some to find that out
 UNIFORM, NEAR, FINALISTS = 200, 40, 48
 CLIMBS, CLIMBERS, STEPS_OUT = 3, 6, 8  # rounds uphill, from how many configs, to how many around each
 MOST_MOVES = 4  # knobs at a time
@@ -85,10 +86,15 @@ class Guided:
             suffices = np.prod([np.ones(len(configs)), *(edge.keeps(at) for edge in memory)], axis=0)
             return _worth(Points.of(configs, self.problem.space), beliefs, to_beat, suffices)
 
-        knows = len(trials) >= (DRAWN_MISLED if self.sources.get("score") else DRAWN)
-        told = self.sources.get("score") and beliefs["score"].weights[0] < MISLED
-        ranked = self._ranked(trials, rng, scored) if knows or told else self._drawn(rng, scored)
+        draws = len(trials) < self._searches_from(beliefs["score"])
+        ranked = self._drawn(rng, scored) if draws else self._ranked(trials, rng, scored)
         return first_fresh(self.problem, history, rng, ranked)
+
+    def _searches_from(self, scores: Belief) -> int:
+        """The number of trials. One score does not condemn a source: it may be right about all but the level."""
+        if not self.sources.get("score"):
+            return DRAWN
+        return DRAWN_MISLED if scores.weights[0] > MISLED and len(scores.processes[0].x) > 1 else 0
 
     def _asked(self, trials: Sequence[Trial]) -> dict[str, tuple[Question, list[Lesson]]]:
         goal = self.problem.goal

@@ -29,7 +29,7 @@ def values(trials: Sequence[Trial], goal: Goal) -> list[Lesson]:
     """Log scores; minus the log of minus the score where it is a cost. A config that failed at a rate lies below it.
 
     How far one lies below the best counts for less the farther it is: where promises break there are cliffs, and what a
-    process has to explain of them it can't tell of the hills.
+    process has to explain of them it can't tell of the hills. As long as all scores are 0 they say nothing of a level.
     """
     scores = [goal.score(trial) for trial in trials]
     known = [s for s in scores if s is not None and s != 0]
@@ -39,7 +39,7 @@ def values(trials: Sequence[Trial], goal: Goal) -> list[Lesson]:
         failed = _failed_at(trial.capacity) if goal.objective == "capacity" and trial.capacity else None
         if failed is not None:
             lessons.append(Lesson(index, *failed))
-        elif score is not None:
+        elif score is not None and known:
             lessons.append(Lesson(index, math.log(max(score, floor)) if score >= 0 else -math.log(-score)))
     top = max((lesson.y for lesson in lessons), default=0.0)
     return [_flattened(lesson, top) for lesson in lessons]

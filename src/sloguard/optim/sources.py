@@ -3,6 +3,7 @@
 For each question (the score, does it start, ...) there is one hypothesis a source, that the truth is the source's
 process plus a shift plus something small, and one that no source is right. They are averaged by how well each foretold
 the trials of this study (Bayesian model averaging): a source that misleads is dropped after the trials that show it.
+How high the values lie counts as well, once: where a source led to nothing but bad configs, their order says little.
 """
 
 from __future__ import annotations
@@ -20,20 +21,21 @@ from sloguard.trial import Config
 TRUST = 0.6  # that some source is right, before any trial
 MOST_POINTS = 150  # of a source
 RESIDUAL = 0.3  # what a right source leaves unexplained, as a share of the spread
-SHIFT = 1.0  # how far a right source may be off everywhere, in log score
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`prior` is the mean where nothing is known; None: the data's own, and a source may be off by a constant."""
+    """`level` is how far a right source may be off everywhere (a standard deviation), `prior` the mean where nothing
+    is known; None: the data's own.
+    """
 
     scales: Scales
+    level: float = 1.0
     prior: float | None = None
 
     @property
     def beside_source(self) -> Scales:
-        shift = SHIFT if self.prior is None else 0.5 * self.scales.shift
-        return replace(self.scales, spread=RESIDUAL * self.scales.spread, shift=shift)
+        return replace(self.scales, spread=RESIDUAL * self.scales.spread, shift=self.level)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +68,8 @@ def belief(
 ) -> Belief:
     """`at` is where the trials lie that taught the lessons."""
     scales = question.scales
-    if sources and question.prior is None:  # else it would foretell the first value better than any source could
-        scales = replace(scales, shift=SHIFT)
+    if sources and question.prior is None:  # its mean is fitted: with a level as sure as usual it would beat them all
+        scales = replace(scales, shift=question.level)
     alone = _process(at, lessons, scales, space, None, question.prior)
     beside = [_process(at, lessons, question.beside_source, space, source, 0.0) for source in sources]
     prior = [1 - TRUST, *[TRUST / len(sources)] * len(sources)] if sources else [1.0]
