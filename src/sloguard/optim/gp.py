@@ -28,10 +28,7 @@ ITERATIONS = 25  # of L-BFGS: beyond, the fit changes by less than its prior's w
 NUMBERS_WEIGHT = 2.0  # a number moves y by so much more than a choice
 FARTHEST = 3.0  # standard deviations that a hyperparameter may be off its prior's median
 JITTER = 1e-8
-JOINT_LENGTH, JOINT_OTHER = (
-    0.5,
-    0.5,
-)  # of the joint term: in the unit cube, and log loss a choice
+JOINT_LENGTH, JOINT_OTHER = 0.5, 0.5  # of the joint term: in the unit cube, and log loss a choice
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ The next config has the largest expected improvement (of the log score) times it
 keep the SLOs, less the price of a crash, among configs drawn over the space, around the best ones, around the best of
 each source and around the engine's default. One that is more likely to crash than not comes after all others. Where
 memory ran out (`edges.py`) that is taken as the reason, and the beliefs in starting and surviving are of other crashes.
-Where no source knows a score, the first configs are drawn over the space: a search from the default stays near it.
-So are the next ones where no source turns out to be right about it: all that is known then is where they led.
+Where no source knows a score, or none turns out to be right about it, the first configs are drawn over the space: a
+search from the default stays near it, and one that was misled near where that led.
 Expected improvement settles near the best by itself: a gain of less than a crash's price is not worth a risk.
 """
 
@@ -38,9 +38,8 @@ COST = Question(Scales(spread=0.3, noise=0.1, shift=0.5))
 LABEL_SD = 0.4  # how sharply a label's process tells failing from running
 LEAST_CHANCE = 0.5  # of running; less comes after all others
 
-DRAWN = 7  # configs, the default included, before the search begins where no source knows a score
-MISLED = 0.8  # the chance that no source is right about the score, from which configs are drawn
-DRAWN_MISLED = 10  # trials from which it searches even so: more than `DRAWN`, for it takes some to find that out
+DRAWN = 7  # trials, the default's included, until the search begins where no source is right about the score
+MISLED = 0.8  # the chance of that, from which none is taken to be
 UNIFORM, NEAR, FINALISTS = 200, 40, 48
 CLIMBS, CLIMBERS, STEPS_OUT = 3, 6, 8  # rounds uphill, from how many configs, to how many around each
 MOST_MOVES = 4  # knobs at a time
@@ -86,15 +85,14 @@ class Guided:
             suffices = np.prod([np.ones(len(configs)), *(edge.keeps(at) for edge in memory)], axis=0)
             return _worth(Points.of(configs, self.problem.space), beliefs, to_beat, suffices)
 
-        draws = len(trials) < self._searches_from(beliefs["score"])
+        draws = len(trials) < DRAWN and not self._is_led(beliefs["score"])
         ranked = self._drawn(rng, scored) if draws else self._ranked(trials, rng, scored)
         return first_fresh(self.problem, history, rng, ranked)
 
-    def _searches_from(self, scores: Belief) -> int:
-        """The number of trials. One score does not condemn a source: it may be right about all but the level."""
-        if not self.sources.get("score"):
-            return DRAWN
-        return DRAWN_MISLED if scores.weights[0] > MISLED and len(scores.processes[0].x) > 1 else 0
+    def _is_led(self, scores: Belief) -> bool:
+        """Whether a source may know the score. One score condemns none: it may be right about all but the level."""
+        told = len(scores.processes[0].x)
+        return bool(self.sources.get("score")) and (told < 2 or scores.weights[0] <= MISLED)
 
     def _asked(self, trials: Sequence[Trial]) -> dict[str, tuple[Question, list[Lesson]]]:
         goal = self.problem.goal
