@@ -39,7 +39,7 @@ LABEL_SD = 0.4  # how sharply a label's process tells failing from running
 LEAST_CHANCE = 0.5  # of running; less comes after all others
 
 DRAWN = 7  # trials, the default's included, until the search begins where no source is right about the score
-MISLED = 0.8  # the chance of that, from which none is taken to be
+MISLED = 0.8  # the chance that none is, above which none is followed
 UNIFORM, NEAR, FINALISTS = 200, 40, 48
 CLIMBS, CLIMBERS, STEPS_OUT = 3, 6, 8  # rounds uphill, from how many configs, to how many around each
 MOST_MOVES = 4  # knobs at a time
