@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from stats import mean_and_sd
 
 from sloguard.report.files import write_text_atomic
 from sloguard.rng import stream
-from sloguard.study.stats import sample_sd
 
 REPO = Path(__file__).resolve().parents[2]
 MODEL = REPO / "models" / "demo-slo-24"
@@ -104,10 +104,7 @@ def table(out: Path, studies: Sequence[tuple[str, int]]) -> str:
         rates = [_rate(best and best["capacity"]["estimate"]), _rate(best and best["score"]), _rate(default["score"])]
         counts = [str(told[name]) for name in ("crashes", "dropped")]
         lines.append([optimizer, str(seed), *rates, gain, *counts, f"{told['cost_s'] / 60:.0f}"])
-    means = [
-        f"{name}: {np.mean(rates):.2f} +- {sample_sd(rates) or 0.0:.2f} req/s held out"
-        for name, rates in held_out.items()
-    ]
+    means = [f"{name}: {mean_and_sd(rates)} req/s held out" for name, rates in held_out.items()]
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *means])
 
 

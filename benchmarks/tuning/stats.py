@@ -6,9 +6,13 @@ Pairs of one task are not independent of each other, so intervals and tests spea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import wilcoxon
+
+from sloguard.study.stats import sample_sd
 
 Array = NDArray[np.float64]
 
@@ -18,6 +22,12 @@ def paired_p(ours: Array, theirs: Array) -> float:
     if np.allclose(ours, theirs):
         return 1.0
     return float(wilcoxon(ours, theirs, zero_method="zsplit").pvalue)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def mean_and_sd(values: Sequence[float]) -> str:
+    """One value has no spread that could be said."""
+    sd = sample_sd(values)
+    return f"{np.mean(values):.2f}" if sd is None else f"{np.mean(values):.2f} +- {sd:.2f}"
 
 
 def at_times(ends_s: Array, values: Array, grid_s: Array) -> Array:

@@ -29,7 +29,7 @@ from loop import BUDGET
 from names import names_among, read_tasks
 from numpy.typing import NDArray
 from records import Run, Worth, read_runs, worth
-from stats import at_times, paired_p
+from stats import at_times, mean_and_sd, paired_p
 from tabular import TABULAR
 from tasks import DOZEN, TASKS
 from ways import WAYS
@@ -204,7 +204,7 @@ def paper(pairs: Pairs) -> str:
         lines.append(
             [
                 way,
-                f"{np.mean(counts):.2f} +- {np.std(counts, ddof=1) if len(counts) > 1 else 0:.2f}",
+                mean_and_sd(counts),
                 f"{np.mean(steady):.3f}" if steady else "-",
                 f"{np.mean(spreads):.1%}" if spreads else "-",
             ]

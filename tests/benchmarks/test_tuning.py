@@ -18,7 +18,7 @@ import loop
 import prior
 import tasks
 from records import Run
-from stats import at_times
+from stats import at_times, mean_and_sd
 from truth import Truth, Worlds, fingerprint
 from world import Hidden, World, true_time
 
@@ -107,3 +107,7 @@ def test_the_incumbent_is_the_best_by_all_that_was_measured_of_it():
 
 def test_a_curve_is_read_at_instants():
     assert at_times(np.array([1.0, 2.0]), np.array([5.0, 6.0]), np.array([0.5, 1.0, 9.0])).tolist() == [0.0, 5.0, 6.0]
+
+
+def test_one_study_has_no_spread() -> None:
+    assert (mean_and_sd([2.0]), mean_and_sd([1.0, 3.0])) == ("2.00", "2.00 +- 1.41")
